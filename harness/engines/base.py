@@ -1,0 +1,83 @@
+"""What an engine must be able to do. One file, one entry point, one class like this.
+
+Knows nothing of load, targets or search. The contract suite is tests/contract/engine_suite.py.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from scenarios.space import SearchSpace, ServingConfig
+from scenarios.spec import EngineSpec, ModelRef
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """Weights found on this machine: file of every variant that is built, by variant name."""
+
+    ref: ModelRef
+    label: str
+    reference_variant: str
+    variants: Mapping[str, Path] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class HostLimits:
+    """What the space and the memory plan may count on."""
+
+    cores: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPlan:
+    """Pure result of ``plan``: what to run, what it should cost, what to wait for. Exported as it is.
+
+    ``argv`` holds ``{port}`` where the port goes; None: nothing to launch (attached).
+    """
+
+    config: ServingConfig
+    argv: tuple[str, ...] | None
+    env: Mapping[str, str]
+    base_url: str  # may hold {port}
+    served_model: str
+    health_path: str
+    expected_memory_bytes: int | None
+    memory_explained: str
+    effective: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A server that answers. ``root_url`` has /health and /metrics, ``base_url`` has /completions."""
+
+    root_url: str
+    base_url: str
+    served_model: str
+    api_key_env: str | None = None
+
+
+class Engine(Protocol):
+    """Turns a serving configuration into a running endpoint."""
+
+    name: str
+
+    def version(self) -> str:
+        """Of the installed engine. Raises EngineNotInstalled with the command that installs it."""
+
+    def knobs(self, model: ResolvedModel, host: HostLimits) -> SearchSpace:
+        """Every knob with the values that make sense for this model on this host; defaults are the engine's."""
+
+    def plan(self, spec: EngineSpec, model: ResolvedModel, config: ServingConfig) -> LaunchPlan:
+        """Pure: same inputs, same argv. Raises ConfigurationImpossible with the reason."""
+
+    def classify(self, log: str, exit_code: int | None) -> str | None:
+        """The failure class that the log's words or the exit status point to; None: not this engine's words."""
+
+    def tokenize(self, endpoint: Endpoint, text: str) -> list[int] | None:
+        """Token ids by the server's own tokenizer; None where it cannot be asked."""
+
+    def metrics(self, endpoint: Endpoint) -> dict[str, float]:
+        """Counters of the engine's own /metrics by short name; empty where there are none."""

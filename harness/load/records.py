@@ -1,0 +1,116 @@
+"""The file formats between the parent and the load child: the plan that goes in, the records that come out.
+
+Knows nothing of Locust, gevent, HTTP or SLO verdicts. All times are integer nanoseconds on the monotonic
+clock, relative to the run's t0 (``t0_monotonic_ns`` in the result).
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+RECORD_SCHEMA = pa.schema(
+    [
+        pa.field("index", pa.int64(), nullable=False),  # position in the plan
+        pa.field("t_int_ns", pa.int64(), nullable=False),  # intended send time
+        pa.field("t_send_ns", pa.int64()),  # after the last byte was sent; null: never sent
+        pa.field("t_first_ns", pa.int64()),  # first chunk with content; null: none came
+        pa.field("t_last_ns", pa.int64()),  # last chunk with content
+        pa.field("t_end_ns", pa.int64(), nullable=False),  # response over, error, or timeout
+        pa.field("chunk_ns", pa.list_(pa.int64()), nullable=False),  # every chunk with content
+        pa.field("prompt_tokens_asked", pa.int64(), nullable=False),
+        pa.field("output_tokens_asked", pa.int64(), nullable=False),
+        pa.field("prompt_tokens", pa.int64()),  # usage.prompt_tokens; null: server did not say
+        pa.field("cached_tokens", pa.int64()),  # usage.prompt_tokens_details.cached_tokens
+        pa.field("output_tokens", pa.int64()),  # usage.completion_tokens
+        pa.field("finish_reason", pa.string()),
+        pa.field("http_status", pa.int64()),
+        pa.field("error", pa.string()),  # null: success. Else one of ERRORS
+        pa.field("connection_reused", pa.bool_(), nullable=False),
+        pa.field("bytes_received", pa.int64(), nullable=False),
+    ]
+)
+
+ERRORS = ("connect", "reset", "timeout", "http", "truncated", "protocol", "cancelled")
+# cancelled: in flight when the run was stopped early or its drain time was over. An unfinished request
+# that is already older than its targets counts as a miss; a younger one says nothing (observe.py).
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRequest:
+    """One request of the schedule. ``body``: the exact bytes of the HTTP body (JSON, UTF-8)."""
+
+    index: int
+    t_int_ns: int
+    body: bytes
+    prompt_tokens_asked: int
+    output_tokens_asked: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """Everything the load child needs. Written as a folder: ``plan.json`` plus ``requests.arrow``.
+
+    ``mode`` open: every request is fired at t0 + t_int_ns, whatever became of the others.
+    ``mode`` closed: ``concurrency`` requests are kept in flight, in plan order, each started
+    ``think_time_ns`` after the previous answer on its lane; ``t_int_ns`` is then set when it is due.
+    ``slo_ms``: {"ttft": 180.0, ...}, for live miss counters only; verdicts are the parent's.
+    ``stop_after_misses``: end early once so many requests missed a target (None: never).
+    ``drain_ns``: how long to wait for answers after the last intended send.
+    """
+
+    base_url: str  # e.g. http://127.0.0.1:8123/v1
+    path: str  # "/completions" or "/chat/completions", below base_url
+    mode: Literal["open", "closed"]
+    api: Literal["completions", "chat"]
+    stream: bool
+    timeout_ns: int
+    drain_ns: int
+    hang_ns: int
+    requests: tuple[PlannedRequest, ...] = field(repr=False)
+    slo_ms: dict[str, float] = field(default_factory=dict)
+    stop_after_misses: int | None = None
+    concurrency: int | None = None
+    think_time_ns: int = 0
+    api_key_env: str | None = None  # the NAME; the child reads the value from its environment
+
+
+@dataclass(frozen=True, slots=True)
+class LiveCounters:
+    """What the child tells every 250 ms at most, as one JSON line on stdout: {"live": {...}}."""
+
+    elapsed_s: float
+    planned: int
+    sent: int
+    done: int
+    failed: int
+    in_flight: int
+    late: int  # sent more than 1 ms after the intended time
+    misses: dict[str, int]  # per SLO metric, unfinished requests older than their target included
+    newest_token_age_s: float | None  # None: nothing in flight
+
+
+@dataclass(frozen=True, slots=True)
+class LoadResult:
+    """What a run of the load child left: the records and its own audit (``audit.json``)."""
+
+    records_path: Path
+    t0_monotonic_ns: int
+    t0_wall_iso: str
+    elapsed_s: float
+    stopped_early: str | None  # None, "misses", "asked", "hung"
+    planned: int
+    sent: int
+    send_lateness_p50_ms: float
+    send_lateness_p99_ms: float
+    loop_lag_p99_ms: float
+    cpu_s: float
+    cpu_share: float  # of one core, while running
+    max_rss_bytes: int
+    connections_opened: int
+    stale_connections_replaced: int
+    locust_version: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "records_path": self.records_path.name}

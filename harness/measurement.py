@@ -1,0 +1,193 @@
+"""The types a measurement is told in. Frozen, read from and written to JSON; no opinions, no formulas.
+
+Made by observe.py (Measurement) and judge.py (Verdict).
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Estimate(Record):
+    """A number with its interval. ``low``/``high`` None: too few requests to say."""
+
+    value: float
+    low: float | None
+    high: float | None
+    confidence: float = 0.95
+    n: int
+    n_effective: float
+
+
+class SloCount(Record):
+    """How often one target was missed among the judged requests, in order of intended send time."""
+
+    metric: str
+    percentile: float
+    target_ms: float
+    misses: int
+    n: int
+    autocorrelation_time: float  # tau of log latency, in requests, Sokal window
+    deflation: float  # d = max(2, 2 tau): both counts are divided by it
+
+
+class Audit(Record):
+    """Was the load what was asked for? ``void_reasons`` non-empty: it was not, and not by the engine's doing."""
+
+    offered_rps: float | None  # None: closed loop
+    achieved_rps: float  # requests really sent per second of schedule
+    send_lateness_p50_ms: float
+    send_lateness_p99_ms: float
+    send_lateness_limit_ms: float
+    loop_lag_p99_ms: float
+    generator_cpu_share: float
+    connections_opened: int
+    stale_connections_replaced: int
+    steal_share: float  # share of CPU time taken by the hypervisor while measuring
+    void_reasons: tuple[str, ...] = ()
+
+
+class Telemetry(Record):
+    """The engine's process tree while it was measured. None: not observable (attached)."""
+
+    rss_peak_bytes: int | None = None
+    cpu_share: float | None = None  # of one core
+    engine_metrics: dict[str, float] = {}  # deltas or last values of the engine's own /metrics
+
+
+class Measurement(Record):
+    """One run of load against one running engine, summarised from its raw records."""
+
+    kind: Literal["unloaded", "ramp", "hold"]
+    rate_rps: float | None  # asked; None: closed loop or ramp
+    seed: int
+    workload_digest: str
+    started_at: str  # ISO 8601 UTC
+    window_s: tuple[float, float]  # judged part of the schedule, seconds since t0
+    steady: bool  # completions kept up with arrivals, no trend in flight
+    saturated: bool
+    n_sent: int
+    n_judged: int
+    errors: dict[str, int]
+    metrics: dict[str, Estimate]  # e.g. ttft_p95_ms, tpot_p95_ms, e2e_p95_ms, ttft_wire_p95_ms, icg_p95_ms
+    throughput_rps: float  # completions in the window / its length
+    throughput_output_tps: float
+    goodput_rps: float  # requests meeting every SLO / window
+    slo: tuple[SloCount, ...]
+    audit: Audit
+    telemetry: Telemetry
+    records_path: str  # Parquet, relative to the run folder
+    command: str  # the command that repeats it
+    percentile_method: str
+
+    def save(self, path: Path) -> None:
+        path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+Outcome = Literal["PASS", "FAIL", "UNDECIDED", "VOID"]
+
+
+class EvidencePoint(Record):
+    """One look at the accumulating evidence (for the e-value traces of the report)."""
+
+    n: int
+    misses: int
+    log_e_pass: float
+    log_e_fail: float
+
+
+class SloVerdict(Record):
+    metric: str
+    percentile: float
+    target_ms: float
+    outcome: Outcome
+    log_e_pass: float
+    log_e_fail: float
+    n: int
+    misses: int
+    deflation: float
+    requests_to_decide: int | None  # estimate of how many more, at this miss rate; None: decided or hopeless
+    trace: tuple[EvidencePoint, ...] = ()
+
+
+class Verdict(Record):
+    outcome: Outcome
+    reasons: tuple[str, ...]
+    slo: tuple[SloVerdict, ...]
+
+
+class TaskScore(Record):
+    """One configuration on one task. ``correct``: per item, in the order of ``item_ids``."""
+
+    task: str
+    task_digest: str
+    item_ids: tuple[str, ...]
+    correct: tuple[bool, ...]
+    answers: tuple[str, ...]
+
+    @property
+    def accuracy(self) -> float:
+        return sum(self.correct) / len(self.correct)
+
+
+class QualityComparison(Record):
+    """Paired, against the reference on the same items."""
+
+    task: str
+    n: int
+    accuracy: float
+    reference_accuracy: float
+    difference: float  # accuracy - reference accuracy
+    difference_low: float  # lower confidence bound at 1 - alpha
+    difference_high: float
+    lost: int  # reference right, this one wrong
+    won: int
+    margin: float
+    passed: bool
+
+
+class QualityVerdict(Record):
+    """``level``: how far the cascade went. ``agreement``: share of greedy tokens equal to the reference's."""
+
+    level: Literal["agreement", "screen", "full"]
+    passed: bool
+    agreement: float | None
+    tasks: tuple[QualityComparison, ...]
+    violation: float  # graded, <= 0 when passed: max over tasks of (-margin - difference_low) or similar
+    reasons: tuple[str, ...] = ()
+
+
+class Host(Record):
+    """Fingerprint of the machine, as far as it shifts numbers."""
+
+    hostname_hash: str
+    cpu: str
+    cores: int
+    memory_bytes: int
+    gpus: tuple[str, ...]
+    kernel: str
+    governor: str | None
+    python: str
+    autotune_version: str
+    packages: dict[str, str]
+
+
+class EngineIdentity(Record):
+    """What was measured: enough to start the same thing again."""
+
+    engine: str
+    version: str
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    model: str
+    model_digest: str | None
+    config_digest: str
+
+
+def dump(record: BaseModel) -> dict[str, Any]:
+    return record.model_dump(mode="json")

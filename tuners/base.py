@@ -1,0 +1,46 @@
+"""What a tuner must be able to do, and the trial that it learns from.
+
+Knows nothing of engines, load or how a trial is run.
+"""
+
+from typing import Any, Literal, Protocol
+
+from harness.measurement import Record
+from scenarios.space import SearchSpace, ServingConfig
+
+State = Literal["complete", "infeasible", "quality"]
+# complete: measured. infeasible: the engine did not start, ran out of memory, crashed or hung.
+# quality: fast or not, its answers are worse than the margin allows. VOID runs never become trials.
+
+
+class Trial(Record):
+    """One configuration, tried. ``score``: to be maximised; None where nothing could be measured.
+
+    ``constraints``: name -> graded violation, feasible when every one is <= 0.
+    """
+
+    number: int  # 0 is the control: the engine's defaults
+    knobs: dict[str, Any]
+    config_digest: str
+    state: State
+    score: float | None
+    constraints: dict[str, float]
+    seconds: float
+    failure: str | None = None  # failure class
+    why: str = ""  # one sentence for people: what became of it
+
+    @property
+    def feasible(self) -> bool:
+        return self.state == "complete" and all(v <= 0 for v in self.constraints.values())
+
+
+class Tuner(Protocol):
+    """Proposes configurations from the history alone: same history, same seed, same proposal.
+
+    There is no hidden state to lose: a resumed study passes the history it has read.
+    """
+
+    def __init__(self, space: SearchSpace, seed: int) -> None: ...
+
+    def ask(self, history: list[Trial]) -> ServingConfig | None:
+        """The next configuration to try; None when the space is exhausted. Never one already in history."""

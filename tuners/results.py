@@ -1,0 +1,135 @@
+"""What a study finds out, as it is written to the ledger. Types only.
+
+Step in the ledger                       its result
+`study`                                  StudyStart
+`reference`                              Reference     unloaded latency, resolved targets, reference answers
+`trial/000` (the control), `trial/001` … TrialResult
+`finals/B/T`  block B, trial T           FinalsRun     re-measured on held-out seeds, interleaved
+`quality/T`                              QualityVerdict of a finalist on the full tasks
+`certify/T/K` attempt K at a lower rate  Certification
+`winner`                                 Winner        also written to winner.json
+`tracked/NAME`                           {"ok": bool, "message": str}    one per tracker (mlflow, wandb)
+"""
+
+from typing import Any, Literal
+
+from harness.measurement import EngineIdentity, Estimate, Host, Measurement, QualityVerdict, Record, Verdict
+from tuners.base import Trial
+
+
+class Probe(Record):
+    """One look at one rate, on the way to a capacity. ``load``: latency percentile / target, worst SLO."""
+
+    kind: Literal["ramp", "hold"]
+    rate_rps: float
+    n: int
+    misses: int
+    load: float | None
+    passed: bool
+
+
+class Capacity(Record):
+    """The highest rate that still meets every SLO, as estimated on one running engine (search-grade)."""
+
+    rate_rps: float  # 0.0: none of the rates tried held
+    highest_passed_rps: float | None
+    lowest_failed_rps: float | None
+    raced: bool  # ended early because it could not beat the best so far
+    probes: tuple[Probe, ...]
+
+
+class StudyStart(Record):
+    scenario: dict[str, Any]  # as asked, all defaults resolved
+    scenario_digest: str
+    scenario_file: str
+    command: str
+    started_at: str
+    host: Host
+    engine_version: str
+    model_digests: dict[str, str]
+    space: list[dict[str, Any]]  # name, choices, default, effect, doc of every knob
+
+
+class Run(Record):
+    """One load run of a trial with its judgement. ``folder`` is relative to the run folder."""
+
+    folder: str
+    measurement: Measurement
+    verdict: Verdict
+
+
+class Reference(Record):
+    """The highest-precision variant with the engine's defaults: what relative targets and quality refer to."""
+
+    identity: EngineIdentity
+    unloaded: Measurement
+    unloaded_ms: dict[str, float]  # median per metric
+    targets_ms: dict[str, float]  # resolved SLO
+    accuracy: dict[str, float]  # per quality task, full set
+    quality_file: str | None  # TaskScores of the reference
+
+
+class TrialResult(Record):
+    trial: Trial
+    folder: str
+    identity: EngineIdentity | None
+    cold_start_s: float | None
+    expected_memory_bytes: int | None
+    capacity: Capacity | None  # objective goodput
+    runs: tuple[Run, ...]
+    quality: QualityVerdict | None
+    quality_from: str | None  # folder of the trial whose quality was taken over (same answers by construction)
+    log_lines: tuple[str, ...] = ()
+    voided: int = 0  # runs that were repeated because the load generator or the host was at fault
+
+
+class FinalsRun(Record):
+    block: int
+    position: int  # in the block; the order is reversed from block to block
+    trial: int
+    seed: int
+    score: float
+    capacity: Capacity | None
+    runs: tuple[Run, ...]
+
+
+class Certification(Record):
+    """A long run at one rate until the sequential verdict is in."""
+
+    trial: int
+    rate_rps: float
+    run: Run
+
+
+class FinalistSummary(Record):
+    trial: int
+    knobs: dict[str, Any]
+    scores: tuple[float, ...]  # per block
+    gain: Estimate | None  # ratio to the default in the same block; None for the default itself
+    changed_knobs: int
+    quality_passed: bool | None
+
+
+class Winner(Record):
+    """The answer of a study. ``keep_defaults``: nothing beat the defaults significantly; a success too."""
+
+    outcome: Literal["tuned", "keep_defaults", "none_feasible"]
+    reason: str  # one or two sentences for people
+    objective: str
+    trial: int | None
+    config: dict[str, Any] | None  # ServingConfig
+    identity: EngineIdentity | None
+    default_config: dict[str, Any]
+    gain: Estimate | None  # ratio of scores, winner / default, held-out seeds, interval Bonferroni-corrected
+    score: float | None  # mean over the blocks
+    default_score: float | None
+    score_unit: str  # "requests/s" | "slack" | "ms"
+    finalists: tuple[FinalistSummary, ...]
+    certified_rate_rps: float | None
+    certification: Verdict | None
+    certified: Measurement | None
+    quality: QualityVerdict | None
+    nearest_miss: str | None  # none_feasible: which target, by how much
+    scenario_digest: str
+    workload_digest: str
+    export: dict[str, Any]  # {"llama-server": "llama-server --model … ", "env": {...}}
