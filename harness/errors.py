@@ -1,7 +1,7 @@
 """What can end a trial or a command, and what happens then.
 
     UserError (exit 2)
-    ├── ConfigurationImpossible    a configuration that cannot be planned, with the reason
+    ├── ConfigurationImpossible    cannot be planned, with the reason; a study counts it as infeasible unlaunched
     ├── ModelNotFound, ModelCorrupt
     └── EngineNotInstalled         with the command that installs it
     Infrastructure (exit 3)
@@ -103,7 +103,7 @@ class HostDisturbed(TrialVoid):
 Consequence = Literal["stop", "infeasible", "void"]
 
 CONSEQUENCES: dict[type[AutotuneError], Consequence] = {
-    ConfigurationImpossible: "stop",
+    ConfigurationImpossible: "infeasible",
     ModelNotFound: "stop",
     ModelCorrupt: "stop",
     EngineNotInstalled: "stop",

@@ -52,6 +52,7 @@ class EngineSpec(Spec):
     python: str | None = Field(None, description="Interpreter of the engine's own virtual environment.")
     base_url: str | None = Field(None, description="attached: e.g. http://127.0.0.1:8000/v1")
     api_key_env: str | None = Field(None, description="attached: NAME of the environment variable with the key.")
+    port: Annotated[int, Field(ge=1, le=65535)] | None = Field(None, description="Fixed port; default: a free one.")
     start_timeout_s: Positive = 120.0
     hang_timeout_s: Positive = Field(20.0, description="No token for so long with work in flight is a hang.")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from harness.errors import FailureClass
 from scenarios.space import SearchSpace, ServingConfig
 from scenarios.spec import EngineSpec, ModelRef
 
@@ -46,7 +47,7 @@ class LaunchPlan:
     health_path: str
     expected_memory_bytes: int | None
     memory_explained: str
-    effective: Mapping[str, Any] = field(default_factory=dict)
+    request_extras: Mapping[str, Any] = field(default_factory=dict)  # e.g. {"ignore_eos": True}: exact output lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class Endpoint:
     base_url: str
     served_model: str
     api_key_env: str | None = None
+    request_extras: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Engine(Protocol):
@@ -70,10 +72,10 @@ class Engine(Protocol):
     def knobs(self, model: ResolvedModel, host: HostLimits) -> SearchSpace:
         """Every knob with the values that make sense for this model on this host; defaults are the engine's."""
 
-    def plan(self, spec: EngineSpec, model: ResolvedModel, config: ServingConfig) -> LaunchPlan:
-        """Pure: same inputs, same argv. Raises ConfigurationImpossible with the reason."""
+    def plan(self, spec: EngineSpec, model: ResolvedModel, config: ServingConfig, host: HostLimits) -> LaunchPlan:
+        """Same inputs, same argv; starts nothing. Raises ConfigurationImpossible with the reason."""
 
-    def classify(self, log: str, exit_code: int | None) -> str | None:
+    def classify(self, log: str, exit_code: int | None) -> FailureClass | None:
         """The failure class that the log's words or the exit status point to; None: not this engine's words."""
 
     def tokenize(self, endpoint: Endpoint, text: str) -> list[int] | None:

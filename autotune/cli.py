@@ -1,0 +1,34 @@
+"""The entry hall: names the commands, and turns errors into one message and an exit code.
+
+0 done · 1 no configuration meets the targets, or promotion refused · 2 user error · 3 infrastructure.
+"""
+
+import sys
+
+import typer
+
+from autotune.console import err
+from scenarios.errors import AutotuneError
+
+app = typer.Typer(
+    name="autotune",
+    help="Finds, proves and keeps true the serving configuration that is right for your model and your traffic.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def main() -> None:
+    try:
+        app()
+    except AutotuneError as error:
+        err.print(f"[bold red]error:[/] {_escaped(error)}", soft_wrap=True)
+        sys.exit(error.exit_code)
+
+
+def _escaped(error: AutotuneError) -> str:
+    from rich.markup import escape
+
+    return escape(str(error))

@@ -1,0 +1,16 @@
+"""Every configuration once, in the order in which the knobs list their values.
+
+Knows nothing of scores or seeds.
+"""
+
+from scenarios.space import SearchSpace, ServingConfig
+from tuners.base import Trial
+
+
+class GridTuner:
+    def __init__(self, space: SearchSpace, seed: int) -> None:  # noqa: ARG002 - the contract's shape
+        self.space = space
+
+    def ask(self, history: list[Trial]) -> ServingConfig | None:
+        tried = {trial.config_digest for trial in history}
+        return next((config for config in self.space.enumerate() if config.digest not in tried), None)
