@@ -67,10 +67,9 @@ class Ledger:
         if written < len(line):
             os.ftruncate(self._fd, start)
             raise unusable(self.path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-        self._entries[step] = entry
-        # What a resumed run would read, so that both take the same path.
-        again: JSONDict = json.loads(line)["result"]
-        return again
+        self._entries[step] = json.loads(line)  # what a resumed run would read, so that both take the same path
+        recorded: JSONDict = self._entries[step]["result"]
+        return recorded
 
     def __contains__(self, step: str) -> bool:
         return step in self._entries
@@ -97,6 +96,11 @@ def read(path: Path) -> dict[str, JSONDict]:
     if not path.exists():
         raise UserError(f"{path} does not exist: {path.parent} is not the folder of a study")
     return {entry["step"]: entry["result"] for entry, _ in _entries(path)}
+
+
+def stamps(path: Path) -> dict[str, float]:
+    """Step -> when it was recorded, in Unix seconds. For mirrors that show a time axis."""
+    return {entry["step"]: entry["at_unix_s"] for entry, _ in _entries(path)}
 
 
 def _entries(path: Path) -> Iterator[tuple[JSONDict, int]]:

@@ -42,7 +42,10 @@ _WORDS: tuple[tuple[FailureClass, str], ...] = (
     ("bad_model", r"no such file|failed to load model|invalid magic|corrupt|not found in model|tensor.*out of.*bounds"),
     ("unsupported", r"not supported|unsupported|requires (avx|amx|cuda)"),
 )
-_DECISIVE = re.compile(r"error|fail|fatal|cannot|unable|exception|abort|out of memory|invalid|unknown|unsupported", re.I)
+_DECISIVE = re.compile(
+    r"error|fail|fatal|cannot|couldn't|could not|unable|exception|abort|out of memory|invalid|unknown|unsupported",
+    re.IGNORECASE,
+)
 
 
 @dataclass(slots=True)
@@ -109,7 +112,8 @@ def launch(engine: Engine, spec: EngineSpec, plan: LaunchPlan, log_path: Path) -
         os.close(read_fd)
     try:
         root = f"http://127.0.0.1:{port}"
-        endpoint = Endpoint(root, plan.base_url.format(port=port), plan.served_model, request_extras=plan.request_extras)
+        base_url = plan.base_url.format(port=port)
+        endpoint = Endpoint(root, base_url, plan.served_model, request_extras=plan.request_extras)
         running = Running(plan, endpoint, 0.0, log_path, process, engine)
         _wait_until_ready(engine, running, started + spec.start_timeout_s)
         running.cold_start_s = time.monotonic() - started

@@ -6,6 +6,7 @@ that is a function of (seed, length of history): there is no state that a killed
 
 import hashlib
 import warnings
+from typing import cast
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
@@ -71,7 +72,7 @@ class OptunaTuner:
             elif _ordered(knob):
                 values[knob.name] = knob.choices[trial.suggest_int(knob.name, 0, len(knob.choices) - 1)]
             else:
-                values[knob.name] = trial.suggest_categorical(knob.name, knob.choices)
+                values[knob.name] = cast("Value", trial.suggest_categorical(knob.name, knob.choices))
         return ServingConfig(self.space.engine, values)
 
     def _derived_seed(self, asked: int, attempt: int) -> int:

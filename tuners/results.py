@@ -67,6 +67,7 @@ class Reference(Record):
     targets_ms: dict[str, float]  # resolved SLO
     accuracy: dict[str, float]  # per quality task, full set
     quality_file: str | None  # TaskScores of the reference
+    words: dict[str, Any] = {}  # scenarios.words.Words: what prompts are made of, the same in every trial
 
 
 class TrialResult(Record):
@@ -132,4 +133,4 @@ class Winner(Record):
     nearest_miss: str | None  # none_feasible: which target, by how much
     scenario_digest: str
     workload_digest: str
-    export: dict[str, Any]  # {"llama-server": "llama-server --model … ", "env": {...}}
+    export: dict[str, Any]  # {"shell": "llama-server --model … ", "env": {...}}

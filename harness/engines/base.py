@@ -47,6 +47,7 @@ class LaunchPlan:
     health_path: str
     expected_memory_bytes: int | None
     memory_explained: str
+    deploy_argv: tuple[str, ...] = ()  # the same flags behind the program that people install
     request_extras: Mapping[str, Any] = field(default_factory=dict)  # e.g. {"ignore_eos": True}: exact output lengths
 
 

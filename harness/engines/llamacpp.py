@@ -144,10 +144,11 @@ class LlamaCpp:
             "--cache-prompt" if k["prompt_cache"] else "--no-cache-prompt",
             "--metrics",
         ]
-        argv = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+        argv = [*(part for name, value in flags.items() for part in (f"--{name}", str(value))), *switches]
         return LaunchPlan(
             config=config,
-            argv=(*_program(spec), *argv, *switches),
+            argv=(*_program(spec), *argv),
+            deploy_argv=(BINARY, *argv),
             env=dict(config.env),
             base_url="http://127.0.0.1:{port}/v1",
             served_model=model.label,
@@ -184,7 +185,7 @@ class LlamaCpp:
 
 
 def _program(spec: EngineSpec) -> list[str]:
-    """xllamacpp in this (or the scenario's) interpreter where it is installed, else the binary."""
+    """The wheel in this (or the scenario's) interpreter where it is installed, else the binary."""
     if spec.python is not None:
         return [spec.python, str(Path(__file__).with_name("llamacpp_server.py"))]
     if (binary := shutil.which(BINARY)) and not _wheel_installed():
@@ -216,7 +217,7 @@ def _memory(model: ModelShape, weights: Path, k: Mapping[str, Any]) -> tuple[int
     """Expected bytes: weights, KV cache, and the largest activation (logits of one micro-batch, float32)."""
     weight_bytes = weights.stat().st_size
     kv_bytes = int(k["kv_tokens"]) * model.kv_bytes_per_token(KV_BYTES[str(k["kv_type"])])
-    logits_bytes = int(k["ubatch"]) * model.vocab_size * 4
+    logits_bytes = int(k["ubatch"]) * model.vocabulary * 4
     total = round(weight_bytes + kv_bytes + logits_bytes)
     return total, (
         f"{total / GIB:.2f} GiB = weights {weight_bytes / GIB:.2f} + KV cache of {k['kv_tokens']} tokens in "

@@ -1,0 +1,54 @@
+# Every target creates what it needs; nothing is installed outside .venv.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: setup quickstart test check fmt docs bench lock clean help
+
+help:            ## what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+$(VENV)/run.stamp: pyproject.toml constraints.txt
+	@echo "creating $(VENV) and installing autotune with llama.cpp and MLflow (about a minute) …"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --quiet --progress-bar on -c constraints.txt -e '.[llamacpp,mlflow]'
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp
+	@echo "installing the development tools …"
+	@$(PIP) install --quiet -c constraints.txt -e '.[llamacpp,mlflow,wandb,dev]'
+	@touch $@
+
+setup: $(VENV)/dev.stamp  ## the environment with all development tools
+
+quickstart: $(VENV)/run.stamp  ## tune a small real model on this machine and write the report
+	@$(BIN)/autotune models fetch smollm2-135m-instruct
+	@$(BIN)/autotune tune quickstart
+
+test: $(VENV)/dev.stamp  ## all tests
+	@$(BIN)/autotune models fetch smollm2-135m-instruct
+	$(BIN)/pytest --cov --cov-report=
+
+check: $(VENV)/dev.stamp  ## lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(VENV)/dev.stamp  ## format and fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/dev.stamp  ## regenerate what is generated: the scenario schema, the quality datasets
+	$(BIN)/autotune scenarios schema > scenarios/scenario.schema.json
+	$(BIN)/python -m scenarios.datasets.make
+
+bench: $(VENV)/dev.stamp  ## the benchmarks that take seconds
+	$(BIN)/python benchmarks/startup.py
+
+lock: $(VENV)/dev.stamp  ## write constraints.txt from the versions that are installed
+	$(PIP) freeze --exclude-editable | grep -v '^-e\|@ file' > constraints.txt
+
+clean:           ## remove the environment and every cache, never a run
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* htmlcov build *.egg-info

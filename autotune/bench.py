@@ -1,0 +1,231 @@
+"""`autotune bench`: one configuration, measured. `autotune replay`: a trial of a study, measured again."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autotune.console import JsonOption, emit_json, err, next_step, out, table
+from autotune.runs import fresh_folder
+
+if TYPE_CHECKING:
+    from harness.bench import Loaded, Session, Subject
+    from harness.measurement import Measurement
+    from tuners.evaluate import Evaluation
+    from tuners.results import Reference
+
+SHARE_OF_CAPACITY = 0.85  # where to measure when nobody names a rate
+
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only the result.")]
+
+
+def bench(
+    scenario: Annotated[str, typer.Argument(help="A scenario file, or a name from `autotune scenarios list`.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KNOB=VALUE", help="A knob; may repeat.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Requests/s. Default: the scenario's, or 85 % of capacity.")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(help="Length of the hold. Default: budget.certify_s.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the traffic.", min=0)] = 1,
+    run: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/bench-<scenario>, -2 …")] = None,
+    quiet: QuietOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Measure one configuration under the scenario's traffic."""
+    from autotune.live import Watch
+    from harness.bench import prepare, session
+    from scenarios.errors import UserError
+    from scenarios.load import load
+
+    if rate is not None and rate <= 0:
+        raise UserError(f"--rate must be > 0, got {rate:g}")
+    wanted = load(scenario)
+    folder = run or fresh_folder(f"bench-{wanted.name}")
+    with Watch(err, quiet=quiet or json) as watch:
+        subject = prepare(wanted, folder, watch, build=True)
+        space = subject.engine.knobs(subject.model, subject.host)
+        config = space.complete(dict(_assignment(space, text) for text in set_ or []))
+        recorded = _recorded_reference(Path(scenario))
+        with session(subject, config, folder / "engine") as s:
+            _settle(s, recorded, same_as_default=config == space.default())
+            s.warm_up(seed + 900)
+            loaded = _hold(s, rate, seconds or wanted.budget.certify_s, seed)
+    _show(subject, loaded, json=json)
+
+
+def replay(
+    run: Annotated[Path, typer.Argument(help="The folder of a study.")],
+    trial: Annotated[int, typer.Argument(help="Number of the trial; 0 is the default configuration.", min=0)],
+    quiet: QuietOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Measure a trial of a study again, on the same traffic, and compare."""
+    from autotune.live import Watch
+    from harness.bench import prepare, session
+    from harness.ledger import read
+    from scenarios.errors import UserError
+    from scenarios.load import load
+    from scenarios.space import ServingConfig
+    from tuners.evaluate import Hints, evaluate
+    from tuners.results import Reference, TrialResult
+    from tuners.study import SEEDS_PER_WORKLOAD_SEED, resolved
+
+    ledger = read(run / "ledger.jsonl")
+    if (step := f"trial/{trial:03d}") not in ledger:
+        there = [name.removeprefix("trial/") for name in ledger if name.startswith("trial/")]
+        raise UserError(f"{run} has no trial {trial} (it has {', '.join(there) or 'none'})")
+    before = TrialResult.model_validate(ledger[step])
+    scenario = load(run / "scenario.yaml")
+    root = fresh_folder("replay", below=run)
+    with Watch(err, quiet=quiet or json) as watch:
+        subject = resolved(prepare(scenario, root, watch, build=False), Reference.model_validate(ledger["reference"]))
+        config = ServingConfig(scenario.engine.name, before.trial.knobs)
+        guess = before.trial.score if scenario.objective == "goodput" and before.trial.score else 1.0
+        rate = before.runs[-1].measurement.rate_rps if before.runs else None
+        with session(subject, config, root / f"{trial:03d}") as s:
+            seed = scenario.workload.seed * SEEDS_PER_WORKLOAD_SEED
+            s.warm_up(seed + 900)
+            after = evaluate(s, scenario, rate_rps=rate, seed=seed, hints=Hints(guess, near=True))
+    _compare(before, after, config.digest == before.trial.config_digest, json=json)
+
+
+def _assignment(space: "SearchSpace", text: str) -> tuple[str, "Value"]:  # type: ignore[name-defined]  # noqa: F821
+    from scenarios.errors import UserError
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--set must be KNOB=VALUE, got {text}")
+    return name, space[name].parse(value)
+
+
+def _recorded_reference(scenario: Path) -> "Reference | None":
+    """The reference of the study that this scenario file belongs to: same words, same targets."""
+    from harness.ledger import read
+    from tuners.results import Reference
+
+    ledger = scenario.with_name("ledger.jsonl")
+    steps = read(ledger) if scenario.name == "scenario.yaml" and ledger.exists() else {}
+    return Reference.model_validate(steps["reference"]) if "reference" in steps else None
+
+
+def _settle(s: "Session", recorded: "Reference | None", *, same_as_default: bool) -> None:
+    """Words and targets: as recorded, or worked out on the engine that runs now."""
+    from dataclasses import replace
+
+    from harness.observe import Target
+    from scenarios.errors import UserError
+    from tuners.study import build_words, median_ms, resolve_targets, resolved
+
+    if recorded is not None:
+        s.subject = resolved(s.subject, recorded)
+        return
+    s.subject = replace(s.subject, words=build_words(s))
+    scenario = s.subject.scenario
+    unloaded_ms: dict[str, float] = {}
+    if not scenario.slo.resolved:
+        if not same_as_default:
+            s.subject.observer.note("targets are relative: taken from this configuration's own unloaded latency")
+        loaded = s.unloaded(seed=950)
+        unloaded_ms = {metric: median_ms(loaded, metric) for metric in scenario.slo.targets}
+    targets_ms = resolve_targets(scenario, unloaded_ms)
+    if not targets_ms:
+        raise UserError("slo: nothing to judge")
+    s.subject = replace(
+        s.subject, targets=tuple(Target(m, t.percentile, targets_ms[m]) for m, t in scenario.slo.targets.items())
+    )
+
+
+def _hold(s: "Session", rate: float | None, seconds: float, seed: int) -> "Loaded":
+    from tuners.evaluate import Hints, evaluate
+
+    arrivals = s.subject.scenario.workload.arrivals
+    if arrivals.process == "closed":
+        return s.closed(seconds, seed, "hold")
+    rate = rate or (arrivals.rate.rps if arrivals.rate else None)
+    if rate is None:
+        s.subject.observer.note("no rate asked: looking for the capacity first")
+        goodput = s.subject.scenario.model_copy(update={"objective": "goodput"})
+        found = evaluate(s, goodput, rate_rps=None, seed=seed, hints=Hints(2.0), prefix="capacity-")
+        s.subject.observer.note(f"  {found.why}")
+        rate = SHARE_OF_CAPACITY * found.score or 1.0
+    return s.hold(rate, seconds, seed, "hold", until_certain=False)
+
+
+def _show(subject: "Subject", loaded: "Loaded", *, json: bool) -> None:
+    m, verdict = loaded.measurement, loaded.verdict
+    if json:
+        document = {"measurement": m.model_dump(mode="json"), "verdict": verdict.model_dump(mode="json")}
+        emit_json({"run": str(subject.root), **document})
+        return
+    rate = f"{m.rate_rps:.2f} requests/s" if m.rate_rps else "closed loop"
+    latency = table(
+        f"{subject.model.label} on {subject.engine_version}, {rate}", "latency, ms", "value", "95 % interval"
+    )
+    for name, estimate in m.metrics.items():
+        if name.split("_p")[0] in ("ttft", "tpot", "e2e"):
+            latency.add_row(
+                _label(name), _number(estimate.value), f"{_number(estimate.low)} to {_number(estimate.high)}"
+            )
+    out.print(latency)
+    targets = table("\ntargets", "promise", "missed", "of", "evidence", "verdict")
+    for slo in verdict.slo:
+        targets.add_row(
+            f"{slo.metric} P{slo.percentile:g} <= {slo.target_ms:.1f} ms",
+            str(slo.misses),
+            str(slo.n),
+            f"ln E {slo.log_e_pass:+.1f} pass, {slo.log_e_fail:+.1f} fail",
+            slo.outcome,
+        )
+    out.print(targets)
+    for reason in verdict.reasons:
+        out.print(f"  {reason}", soft_wrap=True, markup=False)
+    out.print(_audit(m))
+    out.print(f"records: {subject.root / m.records_path}", soft_wrap=True)
+    next_step(f"autotune tune {subject.scenario.name}")
+
+
+def _audit(m: "Measurement") -> "Table":  # type: ignore[name-defined]  # noqa: F821
+    a = m.audit
+    audit = table("\naudit of the load", "what", "value")
+    audit.add_row("offered / sent, requests/s", f"{_number(a.offered_rps)} / {a.achieved_rps:.2f}")
+    audit.add_row(
+        "send lateness P50 / P99, ms (limit)",
+        f"{a.send_lateness_p50_ms:.3f} / {a.send_lateness_p99_ms:.3f} ({a.send_lateness_limit_ms:.1f})",
+    )
+    audit.add_row("event-loop lag P99, ms", f"{a.loop_lag_p99_ms:.3f}")
+    audit.add_row("generator CPU, share of a core", f"{a.generator_cpu_share:.1%}")
+    audit.add_row("stolen by the hypervisor", f"{a.steal_share:.1%}")
+    audit.add_row("answered / failed", f"{m.n_judged} judged, {sum(m.errors.values())} failed")
+    audit.add_row("goodput, requests/s", f"{m.goodput_rps:.2f}")
+    audit.add_row("output, tokens/s", f"{m.throughput_output_tps:.1f}")
+    return audit
+
+
+def _label(metric: str) -> str:
+    name, percentile = metric.removesuffix("_ms").rsplit("_p", 1)
+    return f"{name.upper()} P{percentile}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _compare(before: "TrialResult", after: "Evaluation", same_config: bool, *, json: bool) -> None:  # type: ignore[name-defined]  # noqa: F821
+    ratio = after.score / before.trial.score if before.trial.score else None
+    if json:
+        emit_json(
+            {
+                "trial": before.trial.number,
+                "same_config": same_config,
+                "recorded": before.trial.score,
+                "replayed": after.score,
+                "ratio": ratio,
+            }
+        )
+        return
+    result = table(f"trial {before.trial.number:03d} again", "", "score", "")
+    result.add_row("recorded", _number(before.trial.score), before.trial.why)
+    result.add_row("replayed", _number(after.score), after.why)
+    out.print(result)
+    if ratio is not None:
+        out.print(f"replayed / recorded: {ratio:.3f}")

@@ -1,0 +1,62 @@
+"""`autotune doctor`: what this machine can run, what is missing and how to get it."""
+
+import shutil
+
+from autotune.console import JsonOption, emit_json, next_step, out, table
+
+GIB = 1 << 30
+
+
+def doctor(json: JsonOption = False) -> None:
+    """Say what this machine can run: cores, memory, GPUs, engines, models, trackers."""
+    from harness import plugins
+    from harness.host import fingerprint
+    from harness.models.store import cache_folder, list_models
+    from scenarios.errors import AutotuneError
+
+    host = fingerprint()
+    engines = {}
+    for name in plugins.names("engines"):
+        try:
+            engines[name] = {"ok": True, "says": plugins.load("engines", name)().version()}
+        except AutotuneError as error:
+            engines[name] = {"ok": False, "says": str(error)}
+    trackers = {name: _importable(name) for name in plugins.names("trackers")}
+    models = [{"name": m.name, "variants": [v.name for v in m.variants if v.built]} for m in list_models()]
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if json:
+        emit_json(
+            {
+                "host": host.model_dump(mode="json"),
+                "engines": engines,
+                "trackers": trackers,
+                "models": models,
+                "model_folder": str(cache_folder()),
+                "chromium": chromium,
+            }
+        )
+        return
+    machine = table("machine", "what", "value")
+    machine.add_row("CPU", f"{host.cpu}, {host.cores} cores")
+    machine.add_row("memory", f"{host.memory_bytes / GIB:.1f} GiB")
+    machine.add_row("GPUs", "\n".join(host.gpus) or "none: engines run on the CPU")
+    machine.add_row("Python, autotune", f"{host.python}, {host.autotune_version}")
+    out.print(machine)
+    found = table("\nwhat can run", "kind", "name", "", "says")
+    for name, engine in engines.items():
+        found.add_row("engine", name, "[green]ok[/]" if engine["ok"] else "[red]no[/]", str(engine["says"]))
+    for name, ok in trackers.items():
+        says = "installed" if ok else f"pip install 'autotune-serving\\[{name}]'"
+        found.add_row("tracker", name, "[green]ok[/]" if ok else "[yellow]no[/]", says)
+    for model in models:
+        built = ", ".join(model["variants"])
+        says = built or f"autotune models fetch {model['name']}"
+        found.add_row("model", str(model["name"]), "[green]ok[/]" if built else "[yellow]no[/]", says)
+    out.print(found)
+    next_step("autotune tune quickstart")
+
+
+def _importable(name: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(name) is not None

@@ -1,0 +1,102 @@
+"""`autotune tune`: search, prove, record, tell."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autotune.console import JsonOption, emit_json, err, next_step, out
+from autotune.runs import study_folder
+
+DURATION_UNITS_S = {"s": 1, "m": 60, "h": 3600}
+
+
+def tune(
+    scenario: Annotated[str, typer.Argument(help="A scenario file, or a name from `autotune scenarios list`.")],
+    run: Annotated[
+        Path | None, typer.Option(help="Run folder. Default: runs/<scenario>, or -2, -3 … beside it.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest unfinished run.")] = False,
+    trials: Annotated[int | None, typer.Option(help="Instead of budget.trials.", min=1)] = None,
+    budget: Annotated[str | None, typer.Option(help="Wall-clock limit of the search, e.g. 90s, 20m, 2h.")] = None,
+    tuner: Annotated[str | None, typer.Option(help="Instead of search.tuner: tpe, random, grid …")] = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of search.seed.", min=0)] = None,
+    tracker: Annotated[list[str] | None, typer.Option(help="Where to record: mlflow, wandb. Default: mlflow.")] = None,
+    track: Annotated[bool, typer.Option(help="--no-track: record nowhere but in the run folder.")] = True,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the answer.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Find the serving configuration that gives the most under the scenario's targets, and prove it."""
+    from autotune.live import Watch
+    from autotune.report import print_answer
+    from harness import plugins
+    from harness.bench import prepare
+    from lifecycle.registry.sync import mirror_all
+    from reports import html
+    from reports.view import answer
+    from scenarios.errors import UserError
+    from scenarios.load import load
+    from tuners.study import Study
+
+    changes = {"trials": trials, "wall_clock_s": _seconds(budget) if budget else None}
+    wanted = _overridden(load(scenario), budget=changes, search={"tuner": tuner, "seed": seed})
+    folder = study_folder(run, wanted.name, resume=resume)
+    if resume and (folder / "scenario.yaml").exists():
+        wanted = load(folder / "scenario.yaml")  # as it was asked when the study began
+    command = shlex.join(["autotune", *sys.argv[1:]])
+    try:
+        with Watch(err, quiet=quiet or json) as watch:
+            watch.note(f"run folder: {folder}")
+            folder.mkdir(parents=True, exist_ok=True)
+            subject = prepare(wanted, folder, watch, build=True)
+            space = subject.engine.knobs(subject.model, subject.host).narrowed(wanted.search.knobs)
+            if not space.free:
+                raise UserError(
+                    f"{wanted.engine.name}: no knob has more than one value: nothing to tune; use `autotune bench`"
+                )
+            make = plugins.load("tuners", wanted.search.tuner)
+            study = Study(subject, space, make(space, wanted.search.seed), watch, scenario, command)
+            winner = study.run()
+            watch.begin("report", None)
+            page = html.write(folder)
+            mirrors = []
+            if track:
+                watch.begin("record", None)
+                mirrors = mirror_all(folder, tracker or ["mlflow"])
+    except KeyboardInterrupt:
+        err.print(f"\nstopped. Everything finished is kept in {folder}; go on with:", soft_wrap=True)
+        err.print(f"  autotune tune {shlex.quote(scenario)} --run {shlex.quote(str(folder))} --resume", soft_wrap=True)
+        raise typer.Exit(130) from None
+    if json:
+        emit_json(
+            {"run": str(folder), "report": str(page), "winner": winner.model_dump(mode="json"), "mirrors": mirrors}
+        )
+    else:
+        print_answer(answer(folder))
+        for mirror in mirrors:
+            out.print(str(mirror), soft_wrap=True, markup=False)
+        out.print(f"report: {page}", soft_wrap=True)
+        out.print(f"winner: {folder / 'winner.json'}", soft_wrap=True)
+        next_step(f"open {page}" if winner.outcome != "none_feasible" else "relax the slo, or widen search.knobs")
+    if winner.outcome == "none_feasible":
+        raise typer.Exit(1)
+
+
+def _overridden(scenario: "Scenario", **sections: dict[str, object]) -> "Scenario":  # type: ignore[name-defined]  # noqa: F821
+    """The scenario with the given values of its sections replaced and validated again; None changes nothing."""
+    document = scenario.to_dict()
+    for section, values in sections.items():
+        document[section].update({k: v for k, v in values.items() if v is not None})
+    return type(scenario).model_validate(document)
+
+
+def _seconds(text: str) -> float:
+    from scenarios.errors import UserError
+
+    unit = DURATION_UNITS_S.get(text[-1:], None)
+    try:
+        return float(text[:-1]) * unit if unit else float(text)
+    except ValueError as error:
+        raise UserError(f"--budget must be a number of seconds, or end in s, m or h; got {text}") from error

@@ -1,0 +1,393 @@
+"""The one place where load meets an engine: launch, warm up, drive, observe, judge.
+
+Knows nothing of searching: it measures the configuration it is given.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+
+from harness import plugins
+from harness.engines.base import Engine, HostLimits, LaunchPlan, ResolvedModel
+from harness.errors import EngineCrashed, HostDisturbed
+from harness.host import StealMeter, limits
+from harness.judge import judge
+from harness.ledger import unusable
+from harness.load.driver import drive
+from harness.load.records import LiveCounters, LoadPlan, LoadResult, PlannedRequest
+from harness.measurement import EngineIdentity, Measurement, Telemetry, Verdict
+from harness.observe import Observed, RunContext, Target, summarise
+from harness.models.store import resolve
+from harness.supervise import Running, launch
+from scenarios import workload as schedules
+from scenarios.space import ServingConfig
+from scenarios.spec import Scenario, Workload
+from scenarios.workload import Schedule, Words
+
+NS = 1_000_000_000
+UNLOADED_REQUESTS = 24
+CLOSED_RPS_PER_LANE = 50  # more answers a second than one lane of a closed loop gives
+UNLOADED_SKIPPED = 4  # the first answers pay for cold caches
+
+
+class Observer(Protocol):
+    """Is told what happens, for people who watch. Never changes what happens."""
+
+    def begin(self, what: str, seconds: float | None) -> None: ...
+
+    def live(self, counters: LiveCounters) -> None: ...
+
+    def note(self, line: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is measured, all resolved: the same for every configuration of a study."""
+
+    scenario: Scenario
+    engine: Engine
+    engine_version: str
+    model: ResolvedModel
+    host: HostLimits
+    root: Path  # the run folder: record paths are relative to it
+    observer: Observer
+    targets: tuple[Target, ...] = ()
+    words: Words | None = None
+
+    def plan(self, config: ServingConfig) -> LaunchPlan:
+        return self.engine.plan(self.scenario.engine, self.model, config, self.host)
+
+    def identity(self, plan: LaunchPlan) -> EngineIdentity:
+        return EngineIdentity(
+            engine=self.engine.name,
+            version=self.engine_version,
+            argv=plan.argv or (),
+            env=dict(plan.env),
+            model=self.model.label,
+            model_digest=self.model.digests.get(str(plan.config.knobs.get("variant", ""))),
+            config_digest=plan.config.digest,
+        )
+
+
+def prepare(scenario: Scenario, root: Path, observer: Observer, *, build: bool) -> Subject:
+    """Finds the engine, the model and the host's limits. ``build``: missing variants are fetched and built.
+
+    Raises EngineNotInstalled, ModelNotFound, ModelCorrupt, DownloadFailed.
+    """
+    engine: Engine = plugins.load("engines", scenario.engine.name)()
+    version = engine.version()
+    if scenario.model.served_as is not None:
+        model = ResolvedModel(scenario.model, scenario.model.served_as, reference_variant="")
+    else:
+        model = resolve(scenario.model, build=build, on_progress=lambda _done, _total, what: observer.begin(what, None))
+    return Subject(scenario, engine, version, model, limits(), root, observer)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One run of load: the folder of its records, what was seen, and the judgement."""
+
+    folder: Path
+    observed: Observed
+    verdict: Verdict
+    load: LoadResult
+
+    @property
+    def measurement(self) -> Measurement:
+        return self.observed.measurement
+
+
+@contextlib.contextmanager
+def session(subject: Subject, config: ServingConfig, folder: Path) -> Iterator["Session"]:
+    """A running engine, ready to be loaded. One launch answers all questions about a configuration.
+
+    Raises ConfigurationImpossible, EngineStartError, EngineOutOfMemory; when the body fails because the
+    engine has ended, EngineCrashed with the decisive lines of its log.
+    """
+    plan = subject.plan(config)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "plan.json").write_text(json.dumps(_plan_document(plan), indent=2) + "\n", encoding="utf-8")
+    except OSError as err:
+        raise unusable(folder, err) from err
+    subject.observer.begin("launch", None)
+    with launch(subject.engine, subject.scenario.engine, plan, folder / "engine.log") as running:
+        try:
+            yield Session(subject, running, plan, folder)
+        except EngineCrashed:
+            running.check()  # says more, if the process has ended
+            raise
+
+
+def _plan_document(plan: LaunchPlan) -> dict[str, object]:
+    document = asdict(replace(plan, config=ServingConfig("", {})))
+    return {**document, "config": plan.config.to_dict()}
+
+
+class Session:
+    """One configuration under measurement."""
+
+    def __init__(self, subject: Subject, running: Running, plan: LaunchPlan, folder: Path) -> None:
+        self.subject = subject
+        self.running = running
+        self.plan = plan
+        self.folder = folder
+
+    @property
+    def workload(self) -> Workload:
+        return self.subject.scenario.workload
+
+    @property
+    def words(self) -> Words:
+        assert self.subject.words is not None
+        return self.subject.words
+
+    def warm_up(self, seed: int) -> None:
+        """Fresh content, a few requests at a time, for ``budget.warmup_s``; measured by nobody."""
+        seconds = self.subject.scenario.budget.warmup_s
+        if seconds <= 0:
+            return
+        lanes = 4
+        most = lanes * CLOSED_RPS_PER_LANE * max(1, round(seconds))
+        schedule = schedules.sequence(self.workload, self.words, n=most, seed=seed)
+        self.subject.observer.begin("warm-up", seconds)
+        plan = self._load_plan(schedule, concurrency=lanes, drain_s=self.workload.timeout_s)
+        self._drive(plan, self.folder / "warm-up", {}, stop_when=lambda counters: counters.elapsed_s > seconds)
+
+    def unloaded(self, seed: int) -> Loaded:
+        """One request at a time: the latency that no queue has touched."""
+        schedule = schedules.sequence(self.workload, self.words, n=UNLOADED_REQUESTS + UNLOADED_SKIPPED, seed=seed)
+        plan = self._load_plan(schedule, concurrency=1, drain_s=self.workload.timeout_s)
+        return self._measure("unloaded", plan, schedule, warmup_s=0.0, targets=())
+
+    def ramp(self, start_rps: float, end_rps: float, seed: int, name: str = "ramp") -> Loaded:
+        """An exponentially growing rate, cut short once a fifth of all requests has missed a target."""
+        budget = self.subject.scenario.budget
+        schedule = schedules.ramp(
+            self.workload, self.words, start_rps=start_rps, end_rps=end_rps, duration_s=budget.ramp_s, seed=seed
+        )
+        plan = self._load_plan(schedule, drain_s=1.0, stop_after_misses=max(8, len(schedule.requests) // 5))
+        return self._measure("ramp", plan, schedule, warmup_s=0.0, targets=self.subject.targets, name=name)
+
+    def hold(self, rate_rps: float, seconds: float, seed: int, name: str, *, until_certain: bool) -> Loaded:
+        """A constant rate. The warm-up at that rate comes on top of ``seconds`` and is not judged.
+
+        until_certain: stop once the percentile over the whole hold must lie above a target.
+        """
+        warmup_s = self.subject.scenario.budget.warmup_s
+        schedule = schedules.hold(
+            self.workload, self.words, rate_rps=rate_rps, duration_s=warmup_s + seconds, seed=seed
+        )
+        misses = _certain_misses(len(schedule.requests), self.subject.targets) if until_certain else None
+        plan = self._load_plan(schedule, drain_s=self._patience_s(), stop_after_misses=misses)
+        return self._measure("hold", plan, schedule, warmup_s=warmup_s, targets=self.subject.targets, name=name)
+
+    def closed(self, seconds: float, seed: int, name: str) -> Loaded:
+        """``workload.arrivals.concurrency`` requests kept in flight for ``seconds`` after the warm-up."""
+        concurrency = self.workload.arrivals.concurrency
+        assert concurrency is not None
+        warmup_s = self.subject.scenario.budget.warmup_s
+        most = concurrency * CLOSED_RPS_PER_LANE * max(1, round(warmup_s + seconds))
+        schedule = schedules.sequence(self.workload, self.words, n=most, seed=seed)
+        plan = self._load_plan(schedule, concurrency=concurrency, drain_s=self._patience_s())
+        targets = self.subject.targets
+        return self._measure(
+            "hold", plan, schedule, warmup_s=warmup_s, targets=targets, name=name, seconds=warmup_s + seconds
+        )
+
+    def _patience_s(self) -> float:
+        """How long after the last request its answer is waited for: past every target it is a miss anyway."""
+        slowest_ms = max((t.target_ms for t in self.subject.targets if t.metric != "tpot"), default=None)
+        return self.workload.timeout_s if slowest_ms is None else min(self.workload.timeout_s, 2 + slowest_ms / 1e3)
+
+    def _load_plan(
+        self,
+        schedule: Schedule,
+        *,
+        drain_s: float,
+        concurrency: int | None = None,
+        stop_after_misses: int | None = None,
+    ) -> LoadPlan:
+        workload, endpoint = self.workload, self.running.endpoint
+        return LoadPlan(
+            base_url=endpoint.base_url,
+            path="/chat/completions" if workload.api == "chat" else "/completions",
+            mode="open" if concurrency is None else "closed",
+            api=workload.api,
+            stream=workload.stream,
+            timeout_ns=round(workload.timeout_s * NS),
+            drain_ns=round(drain_s * NS),
+            hang_ns=round(self.subject.scenario.engine.hang_timeout_s * NS),
+            requests=tuple(
+                PlannedRequest(
+                    index=r.index,
+                    t_int_ns=r.t_int_ns,
+                    body=_body(workload, r.prompt, r.output_tokens, endpoint.served_model, endpoint.request_extras),
+                    prompt_tokens_asked=r.prompt_tokens,
+                    output_tokens_asked=r.output_tokens,
+                )
+                for r in schedule.requests
+            ),
+            slo_ms={t.metric: t.target_ms for t in self.subject.targets},
+            stop_after_misses=stop_after_misses,
+            concurrency=concurrency,
+            think_time_ns=round((workload.arrivals.think_time_s or 0) * NS),
+            api_key_env=endpoint.api_key_env,
+        )
+
+    def _measure(
+        self,
+        kind: str,
+        plan: LoadPlan,
+        schedule: Schedule,
+        *,
+        warmup_s: float,
+        targets: tuple[Target, ...],
+        name: str | None = None,
+        seconds: float | None = None,
+    ) -> Loaded:
+        """``seconds``: when a schedule without times of its own (closed loop) is stopped."""
+        folder = self.folder / (name or kind)
+        subject = self.subject
+        rate = f" {schedule.rate_rps:.2f} requests/s" if schedule.rate_rps else ""
+        subject.observer.begin(f"{kind}{rate}", schedule.duration_s or None)
+        started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        metadata = {
+            "seed": str(schedule.seed),
+            "rate_rps": repr(schedule.rate_rps),
+            "workload_digest": schedule.digest,
+            "kind": kind,
+            "config_digest": self.plan.config.digest,
+        }
+        meter, tree = StealMeter(), _Tree(self.running)
+        before = self._engine_metrics()
+        stop_when = None if seconds is None else (lambda counters: counters.elapsed_s > seconds)
+        load = self._drive(plan, folder, metadata, stop_when=stop_when, watch=tree)
+        after = self._engine_metrics()
+        telemetry = tree.telemetry({k: v - before.get(k, 0.0) for k, v in after.items() if k.endswith("_total")})
+        observed = summarise(
+            load.records_path,
+            RunContext(
+                kind=kind,
+                rate_rps=schedule.rate_rps,
+                seed=schedule.seed,
+                warmup_s=warmup_s,
+                window_end_s=seconds or schedule.duration_s,
+                targets=targets,
+                load=load,
+                steal_share=meter.share(),
+                telemetry=telemetry,
+                workload_digest=schedule.digest,
+                started_at=started_at,
+                records_path=str(load.records_path.relative_to(subject.root)),
+                command=self._command(schedule),
+            ),
+        )
+        verdict = judge(observed, subject.scenario.slo.alpha)
+        try:
+            observed.measurement.save(folder / "measurement.json")
+            (folder / "verdict.json").write_text(verdict.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        except OSError as err:
+            raise unusable(folder, err) from err
+        if verdict.outcome == "VOID":
+            raise HostDisturbed("; ".join(verdict.reasons))
+        return Loaded(folder, observed, verdict, load)
+
+    def _drive(
+        self,
+        plan: LoadPlan,
+        folder: Path,
+        metadata: Mapping[str, str],
+        *,
+        stop_when: "StopWhen | None" = None,
+        watch: "_Tree | None" = None,
+    ) -> LoadResult:
+        def on_live(counters: LiveCounters) -> bool:
+            self.subject.observer.live(counters)
+            self.running.check()
+            if watch is not None:
+                watch.look()
+            return stop_when is not None and stop_when(counters)
+
+        folder.mkdir(parents=True, exist_ok=True)
+        result = drive(plan, folder, on_live=on_live, metadata=metadata)
+        self.running.check()
+        if result.stopped_early == "hung":
+            raise self.running.hung(plan.hang_ns / NS)
+        return result
+
+    def _engine_metrics(self) -> dict[str, float]:
+        return self.subject.engine.metrics(self.running.endpoint)
+
+    def _command(self, schedule: Schedule) -> str:
+        """What a person types to measure this again."""
+        knobs = " ".join(f"--set {k}={str(v).lower()}" for k, v in sorted(self.plan.config.knobs.items()))
+        rate = f" --rate {schedule.rate_rps:g}" if schedule.rate_rps else ""
+        return f"autotune bench {self.subject.root}/scenario.yaml{rate} --seed {schedule.seed} {knobs}".strip()
+
+
+class StopWhen(Protocol):
+    def __call__(self, counters: LiveCounters, /) -> bool: ...
+
+
+class _Tree:
+    """CPU and memory of the engine's processes between its construction and ``telemetry``."""
+
+    def __init__(self, running: Running) -> None:
+        self._running = running
+        self._started = time.monotonic()
+        self._cpu_before = self._cpu_s()
+        self._rss_peak = 0
+        self.look()
+
+    def look(self) -> None:
+        resident = 0
+        for process in self._running.tree():
+            with contextlib.suppress(psutil.Error):
+                resident += process.memory_info().rss
+        self._rss_peak = max(self._rss_peak, resident)
+
+    def telemetry(self, engine_metrics: dict[str, float]) -> Telemetry:
+        if not self._running.tree():
+            return Telemetry(engine_metrics=engine_metrics)
+        self.look()
+        share = (self._cpu_s() - self._cpu_before) / max(1e-9, time.monotonic() - self._started)
+        return Telemetry(rss_peak_bytes=self._rss_peak, cpu_share=share, engine_metrics=engine_metrics)
+
+    def _cpu_s(self) -> float:
+        spent = 0.0
+        for process in self._running.tree():
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                spent += times.user + times.system
+        return spent
+
+
+def _certain_misses(planned: int, targets: tuple[Target, ...]) -> int:
+    """So many misses of ``planned`` requests put the strictest percentile above its target for certain."""
+    return 1 + min(int(planned * (1 - t.percentile / 100)) for t in targets)
+
+
+def _body(workload: Workload, prompt: str, output_tokens: int, model: str, extras: Mapping[str, object]) -> bytes:
+    content: dict[str, object] = (
+        {"messages": [{"role": "user", "content": prompt}]} if workload.api == "chat" else {"prompt": prompt}
+    )
+    stream = {"stream": True, "stream_options": {"include_usage": True}} if workload.stream else {"stream": False}
+    return json.dumps(
+        {
+            "model": model,
+            **content,
+            "max_tokens": output_tokens,
+            "temperature": workload.temperature,
+            **stream,
+            **extras,
+        },
+        ensure_ascii=False,
+    ).encode()
