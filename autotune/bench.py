@@ -9,10 +9,13 @@ from autotune.console import JsonOption, emit_json, err, next_step, out, table
 from autotune.runs import fresh_folder
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from harness.bench import Loaded, Session, Subject
     from harness.measurement import Measurement
+    from scenarios.space import SearchSpace, Value
     from tuners.evaluate import Evaluation
-    from tuners.results import Reference
+    from tuners.results import Reference, TrialResult
 
 SHARE_OF_CAPACITY = 0.85  # where to measure when nobody names a rate
 
@@ -67,8 +70,9 @@ def replay(
     from scenarios.load import load
     from scenarios.space import ServingConfig
     from tuners.evaluate import Hints, evaluate
+    from tuners.laboratory import SEEDS_PER_WORKLOAD_SEED
     from tuners.results import Reference, TrialResult
-    from tuners.study import SEEDS_PER_WORKLOAD_SEED, resolved
+    from tuners.settle import resolved
 
     ledger = read(run / "ledger.jsonl")
     if (step := f"trial/{trial:03d}") not in ledger:
@@ -89,7 +93,7 @@ def replay(
     _compare(before, after, config.digest == before.trial.config_digest, json=json)
 
 
-def _assignment(space: "SearchSpace", text: str) -> tuple[str, "Value"]:  # type: ignore[name-defined]  # noqa: F821
+def _assignment(space: "SearchSpace", text: str) -> tuple[str, "Value"]:
     from scenarios.errors import UserError
 
     name, equals, value = text.partition("=")
@@ -114,7 +118,7 @@ def _settle(s: "Session", recorded: "Reference | None", *, same_as_default: bool
 
     from harness.observe import Target
     from scenarios.errors import UserError
-    from tuners.study import build_words, median_ms, resolve_targets, resolved
+    from tuners.settle import build_words, median_ms, resolve_targets, resolved
 
     if recorded is not None:
         s.subject = resolved(s.subject, recorded)
@@ -184,7 +188,7 @@ def _show(subject: "Subject", loaded: "Loaded", *, json: bool) -> None:
     next_step(f"autotune tune {subject.scenario.name}")
 
 
-def _audit(m: "Measurement") -> "Table":  # type: ignore[name-defined]  # noqa: F821
+def _audit(m: "Measurement") -> "Table":
     a = m.audit
     audit = table("\naudit of the load", "what", "value")
     audit.add_row("offered / sent, requests/s", f"{_number(a.offered_rps)} / {a.achieved_rps:.2f}")
@@ -210,7 +214,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _compare(before: "TrialResult", after: "Evaluation", same_config: bool, *, json: bool) -> None:  # type: ignore[name-defined]  # noqa: F821
+def _compare(before: "TrialResult", after: "Evaluation", same_config: bool, *, json: bool) -> None:
     ratio = after.score / before.trial.score if before.trial.score else None
     if json:
         emit_json(

@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from autotune import bench, doctor, models, report, scenarios, sync, tune
 from autotune.console import err
 from scenarios.errors import AutotuneError
 
@@ -18,6 +19,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+app.command()(doctor.doctor)
+app.add_typer(scenarios.app, name="scenarios")
+app.add_typer(models.app, name="models")
+app.command()(bench.bench)
+app.command()(tune.tune)
+app.command()(report.report)
+app.command()(report.compare)
+app.command()(bench.replay)
+app.command()(sync.sync)
 
 
 def main() -> None:

@@ -22,7 +22,9 @@ def doctor(json: JsonOption = False) -> None:
         except AutotuneError as error:
             engines[name] = {"ok": False, "says": str(error)}
     trackers = {name: _importable(name) for name in plugins.names("trackers")}
-    models = [{"name": m.name, "variants": [v.name for v in m.variants if v.built]} for m in list_models()]
+    models = [
+        {"name": m.name, "variants": [v.variant for v in m.variants if v.state == "ready"]} for m in list_models()
+    ]
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if json:
         emit_json(

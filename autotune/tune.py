@@ -2,13 +2,17 @@
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from autotune.console import JsonOption, emit_json, err, next_step, out
 from autotune.runs import study_folder
+
+if TYPE_CHECKING:
+    from scenarios.spec import Scenario
 
 DURATION_UNITS_S = {"s": 1, "m": 60, "h": 3600}
 
@@ -34,11 +38,12 @@ def tune(
     from harness import plugins
     from harness.bench import prepare
     from lifecycle.registry.sync import mirror_all
-    from reports import html
+    from reports import html, records
     from reports.view import answer
     from scenarios.errors import UserError
     from scenarios.load import load
-    from tuners.study import Study
+    from tuners.laboratory import Laboratory
+    from tuners.study import Asked, Study
 
     changes = {"trials": trials, "wall_clock_s": _seconds(budget) if budget else None}
     wanted = _overridden(load(scenario), budget=changes, search={"tuner": tuner, "seed": seed})
@@ -57,7 +62,8 @@ def tune(
                     f"{wanted.engine.name}: no knob has more than one value: nothing to tune; use `autotune bench`"
                 )
             make = plugins.load("tuners", wanted.search.tuner)
-            study = Study(subject, space, make(space, wanted.search.seed), watch, scenario, command)
+            laboratory = Laboratory(subject, space)
+            study = Study(laboratory, space, make(space, wanted.search.seed), watch, Asked(scenario, command))
             winner = study.run()
             watch.begin("report", None)
             page = html.write(folder)
@@ -71,10 +77,15 @@ def tune(
         raise typer.Exit(130) from None
     if json:
         emit_json(
-            {"run": str(folder), "report": str(page), "winner": winner.model_dump(mode="json"), "mirrors": mirrors}
+            {
+                "run": str(folder),
+                "report": str(page),
+                "winner": winner.model_dump(mode="json"),
+                "mirrors": [m.model_dump(mode="json") for m in mirrors],
+            }
         )
     else:
-        print_answer(answer(folder))
+        print_answer(answer(records.read(folder)))
         for mirror in mirrors:
             out.print(str(mirror), soft_wrap=True, markup=False)
         out.print(f"report: {page}", soft_wrap=True)
@@ -84,7 +95,7 @@ def tune(
         raise typer.Exit(1)
 
 
-def _overridden(scenario: "Scenario", **sections: dict[str, object]) -> "Scenario":  # type: ignore[name-defined]  # noqa: F821
+def _overridden(scenario: "Scenario", **sections: Mapping[str, object]) -> "Scenario":
     """The scenario with the given values of its sections replaced and validated again; None changes nothing."""
     document = scenario.to_dict()
     for section, values in sections.items():
@@ -95,7 +106,7 @@ def _overridden(scenario: "Scenario", **sections: dict[str, object]) -> "Scenari
 def _seconds(text: str) -> float:
     from scenarios.errors import UserError
 
-    unit = DURATION_UNITS_S.get(text[-1:], None)
+    unit = DURATION_UNITS_S.get(text[-1:])
     try:
         return float(text[:-1]) * unit if unit else float(text)
     except ValueError as error:

@@ -18,13 +18,13 @@ from harness import plugins
 from harness.engines.base import Engine, HostLimits, LaunchPlan, ResolvedModel
 from harness.errors import EngineCrashed, HostDisturbed
 from harness.host import StealMeter, limits
-from harness.judge import judge
+from harness.judge import allowed_misses, judge
 from harness.ledger import unusable
 from harness.load.driver import drive
 from harness.load.records import LiveCounters, LoadPlan, LoadResult, PlannedRequest
-from harness.measurement import EngineIdentity, Measurement, Telemetry, Verdict
-from harness.observe import Observed, RunContext, Target, summarise
+from harness.measurement import EngineIdentity, Measurement, RunKind, Telemetry, Verdict
 from harness.models.store import resolve
+from harness.observe import Observed, RunContext, Target, summarise
 from harness.supervise import Running, launch
 from scenarios import workload as schedules
 from scenarios.space import ServingConfig
@@ -244,7 +244,7 @@ class Session:
 
     def _measure(
         self,
-        kind: str,
+        kind: RunKind,
         plan: LoadPlan,
         schedule: Schedule,
         *,
@@ -279,7 +279,7 @@ class Session:
                 rate_rps=schedule.rate_rps,
                 seed=schedule.seed,
                 warmup_s=warmup_s,
-                window_end_s=seconds or schedule.duration_s,
+                window_end_s=seconds or schedule.duration_s or None,
                 targets=targets,
                 load=load,
                 steal_share=meter.share(),
@@ -288,6 +288,7 @@ class Session:
                 started_at=started_at,
                 records_path=str(load.records_path.relative_to(subject.root)),
                 command=self._command(schedule),
+                stream=self.workload.stream,
             ),
         )
         verdict = judge(observed, subject.scenario.slo.alpha)
@@ -372,7 +373,7 @@ class _Tree:
 
 def _certain_misses(planned: int, targets: tuple[Target, ...]) -> int:
     """So many misses of ``planned`` requests put the strictest percentile above its target for certain."""
-    return 1 + min(int(planned * (1 - t.percentile / 100)) for t in targets)
+    return 1 + min(allowed_misses(planned, t.percentile) for t in targets)
 
 
 def _body(workload: Workload, prompt: str, output_tokens: int, model: str, extras: Mapping[str, object]) -> bytes:

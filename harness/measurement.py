@@ -14,9 +14,12 @@ class Record(BaseModel):
 
 
 class Estimate(Record):
-    """A number with its interval. ``low``/``high`` None: too few requests to say."""
+    """A number with its interval. ``low``/``high`` None: too few requests to say, or it falls on failures.
 
-    value: float
+    ``value`` None: a percentile that falls on a failed request, so there is no such number of milliseconds.
+    """
+
+    value: float | None
     low: float | None
     high: float | None
     confidence: float = 0.95
@@ -60,10 +63,13 @@ class Telemetry(Record):
     engine_metrics: dict[str, float] = {}  # deltas or last values of the engine's own /metrics
 
 
+RunKind = Literal["unloaded", "ramp", "hold"]
+
+
 class Measurement(Record):
     """One run of load against one running engine, summarised from its raw records."""
 
-    kind: Literal["unloaded", "ramp", "hold"]
+    kind: RunKind
     rate_rps: float | None  # asked; None: closed loop or ramp
     seed: int
     workload_digest: str
@@ -71,6 +77,7 @@ class Measurement(Record):
     window_s: tuple[float, float]  # judged part of the schedule, seconds since t0
     steady: bool  # completions kept up with arrivals, no trend in flight
     saturated: bool
+    completions_per_arrival: float | None = None  # in the window; None: nothing arrived
     n_sent: int
     n_judged: int
     errors: dict[str, int]
@@ -84,6 +91,7 @@ class Measurement(Record):
     records_path: str  # Parquet, relative to the run folder
     command: str  # the command that repeats it
     percentile_method: str
+    tokens_from_chunks: int = 0  # judged answers whose server did not say completion_tokens: chunks were counted
 
     def save(self, path: Path) -> None:
         path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -149,6 +157,7 @@ class QualityComparison(Record):
     won: int
     margin: float
     passed: bool
+    mcnemar_p: float | None = None  # exact two-sided p-value that losses and wins are equally likely
 
 
 class QualityVerdict(Record):

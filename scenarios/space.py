@@ -113,14 +113,11 @@ class SearchSpace:
 
         Raises UserError for an unknown knob or a value that is not among its choices.
         """
-        for name, value in chosen.items():
-            knob = self[name]
-            if value not in knob.choices:
-                knob.parse(str(value))
+        wanted = {name: self[name].parse(str(value)) for name, value in chosen.items()}
         values: dict[str, Value] = {}
         for knob in self.knobs:
             if knob.active(values):
-                values[knob.name] = chosen.get(knob.name, knob.default)
+                values[knob.name] = wanted.get(knob.name, knob.default)
         return ServingConfig(self.engine, values)
 
     def narrowed(self, only: Mapping[str, tuple[Value, ...]]) -> "SearchSpace":

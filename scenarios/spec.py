@@ -3,9 +3,11 @@
 Plain validated data. Knows nothing of files (load.py), schedules (workload.py) or engines.
 """
 
+import math
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from scenarios.space import Value, digest
 
@@ -16,10 +18,17 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, le=1e9)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Variation = Annotated[float, Field(gt=0, le=10)]
+ENVIRONMENT_NAME_RULE = "must be the NAME of an environment variable, such as MY_API_KEY, never the key itself"
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+
+
+def _both_or_none(one_of_two: object) -> str:
+    return "none" if one_of_two is None else "both"
 
 
 class ModelRef(Spec):
@@ -28,7 +37,7 @@ class ModelRef(Spec):
     name: Name | None = Field(None, description="A model of the store: see `autotune models list`.")
     path: str | None = Field(None, description="A local GGUF file; relative to the scenario file.")
     served_as: str | None = Field(None, description="What an attached endpoint calls it in `model`.")
-    context_tokens: Annotated[int, Field(ge=64)] = Field(
+    context_tokens: Annotated[int, Field(ge=64, le=10**7)] = Field(
         512,
         description="Longest prompt plus answer, in tokens, that one request may need. A contract, not a knob.",
     )
@@ -60,19 +69,36 @@ class EngineSpec(Spec):
     def _attached_has_url(self) -> "EngineSpec":
         if (self.name == "attached") != (self.base_url is not None):
             raise ValueError("base_url is needed with name: attached, and only there")
+        if self.name != "attached" and self.api_key_env is not None:
+            raise ValueError("api_key_env has a meaning only with name: attached")
         return self
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_url(cls, url: str | None) -> str | None:
+        if url is not None and not re.match(r"https?://[^\s/@]+(/\S*)?$", url):
+            raise ValueError("must look like http://127.0.0.1:8000/v1, without a user or password")
+        return url
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_name(cls, name: str | None) -> str | None:
+        """The message does not repeat what was given: it may be the key itself."""
+        if name is not None and not re.match(r"[A-Za-z_][A-Za-z0-9_]*$", name):
+            raise ValueError(ENVIRONMENT_NAME_RULE)
+        return name
 
 
 class Rate(Spec):
     """Requests per second: absolute, or a multiple of what the default configuration can hold."""
 
-    rps: Positive | None = None
+    rps: Annotated[float, Field(gt=0, le=100_000)] | None = None
     times_default_capacity: Positive | None = None
 
     @model_validator(mode="after")
     def _one(self) -> "Rate":
         if (self.rps is None) == (self.times_default_capacity is None):
-            raise ValueError("exactly one of rps, times_default_capacity must be given")
+            raise ValueError(f"exactly one of rps, times_default_capacity must be given, got {_both_or_none(self.rps)}")
         return self
 
 
@@ -81,7 +107,7 @@ class Arrivals(Spec):
 
     process: Literal["poisson", "constant", "gamma", "closed"] = "poisson"
     rate: Rate | None = Field(None, description="The traffic's rate; left out, objective `goodput` searches for it.")
-    gap_cv: Positive | None = Field(None, description="gamma: coefficient of variation of the gaps.")
+    gap_cv: Variation | None = Field(None, description="gamma: coefficient of variation of the gaps.")
     concurrency: Count | None = Field(None, description="closed: requests kept in flight.")
     think_time_s: Annotated[float, Field(ge=0)] | None = Field(None, description="closed: pause after an answer.")
 
@@ -103,7 +129,7 @@ class Lengths(Spec):
 
     distribution: Literal["fixed", "uniform", "normal", "lognormal"] = "fixed"
     mean: Positive | None = Field(None, description="fixed, normal, lognormal: mean number of tokens.")
-    cv: Positive | None = Field(None, description="normal, lognormal: standard deviation / mean.")
+    cv: Variation | None = Field(None, description="normal, lognormal: standard deviation / mean.")
     min: Count = 1
     max: Count | None = None
 
@@ -122,11 +148,22 @@ class Lengths(Spec):
             raise ValueError(f"mean must lie between min and max, got {self.mean}")
         return self
 
+    @property
+    def longest(self) -> int:
+        """The most tokens a draw can give: shapes without max are cut at four standard deviations."""
+        if self.max is not None:
+            return self.max
+        assert self.mean is not None
+        return math.ceil(self.mean * (1 + 4 * (self.cv or 0)))
+
 
 class Workload(Spec):
     """The traffic: when requests come, how long they are, what they share."""
 
-    api: Literal["completions", "chat"] = "completions"
+    api: Literal["completions", "chat"] = Field(
+        "completions",
+        description="chat: the model's template adds its own tokens to every prompt; leave room for them.",
+    )
     stream: bool = True
     arrivals: Arrivals = Arrivals()
     prompt_tokens: Lengths
@@ -136,11 +173,16 @@ class Workload(Spec):
     )
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     timeout_s: Positive = 30.0
-    seed: Annotated[int, Field(ge=0)] = 1
+    seed: Seed = 1
 
     @property
     def digest(self) -> str:
         return digest(self.model_dump(mode="json"))
+
+    @property
+    def longest_tokens(self) -> int:
+        """Prompt plus answer of the longest request that can be drawn."""
+        return self.shared_prefix_tokens + self.prompt_tokens.longest + self.output_tokens.longest
 
 
 Metric = Literal["ttft", "tpot", "e2e"]
@@ -158,7 +200,9 @@ class Target(Spec):
     @model_validator(mode="after")
     def _one(self) -> "Target":
         if (self.target_ms is None) == (self.times_unloaded is None):
-            raise ValueError("exactly one of target_ms, times_unloaded must be given")
+            raise ValueError(
+                f"exactly one of target_ms, times_unloaded must be given, got {_both_or_none(self.target_ms)}"
+            )
         return self
 
 
@@ -202,17 +246,33 @@ class QualityGate(Spec):
         60, description="Items a task gives in a trial; finalists do all."
     )
 
+    @model_validator(mode="after")
+    def _each_once(self) -> "QualityGate":
+        names = [t.task for t in self.tasks]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"tasks must name each task once, got {name} {names.count(name)} times")
+        return self
+
 
 class Search(Spec):
     """How the space is searched, and which part of it."""
 
     tuner: Name = "tpe"
-    seed: Annotated[int, Field(ge=0)] = 0
-    knobs: dict[str, tuple[Value, ...]] = Field(
+    seed: Seed = 0
+    knobs: dict[str, Annotated[tuple[Value, ...], Field(min_length=1)]] = Field(
         default_factory=dict, description="Knob -> values to try. Knobs not named keep the engine's default."
     )
     finalists: Annotated[int, Field(ge=1, le=8)] = 2
     tie: Share = Field(0.02, description="Within this share of the best, fewer changed knobs win.")
+
+    @field_validator("knobs")
+    @classmethod
+    def _distinct(cls, knobs: dict[str, tuple[Value, ...]]) -> dict[str, tuple[Value, ...]]:
+        for name, values in knobs.items():
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} must list each value once, got {', '.join(map(str, values))}")
+        return knobs
 
 
 class Budget(Spec):
@@ -224,15 +284,17 @@ class Budget(Spec):
     ramp_s: Positive = Field(10.0, description="Length of the ramp that brackets a configuration's capacity.")
     hold_s: Positive = Field(8.0, description="Length of one hold at a constant rate.")
     holds: Count = Field(3, description="Most holds per capacity estimate.")
-    finalist_blocks: Annotated[int, Field(ge=2)] = Field(3, description="Paired repeats of finalists and default.")
+    finalist_blocks: Annotated[int, Field(ge=2, le=100)] = Field(
+        3, description="Paired repeats of finalists and default."
+    )
     certify_s: Positive = Field(60.0, description="Longest run to certify the winner's P95 promise.")
-    void_retries: Annotated[int, Field(ge=0)] = 2
+    void_retries: Annotated[int, Field(ge=0, le=100)] = 2
 
 
 class Scenario(Spec):
     """Everything asked of a study."""
 
-    name: Name
+    name: Name = Field(description="Names the study.")
     description: str = ""
     model: ModelRef
     engine: EngineSpec = EngineSpec()
@@ -245,18 +307,30 @@ class Scenario(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Scenario":
-        if self.objective != "goodput" and self.workload.arrivals.rate is None:
+        closed = self.workload.arrivals.process == "closed"
+        if self.objective != "goodput" and not closed and self.workload.arrivals.rate is None:
             raise ValueError(f"objective {self.objective} needs workload.arrivals.rate: the rate to meet")
-        if self.objective == "goodput" and self.workload.arrivals.process == "closed":
+        if self.objective == "goodput" and closed:
             raise ValueError("objective goodput searches for a rate: workload.arrivals.process cannot be closed")
-        longest = _longest(self.workload.prompt_tokens) + _longest(self.workload.output_tokens)
-        longest += self.workload.shared_prefix_tokens
+        longest = self.workload.longest_tokens
         if longest > self.model.context_tokens:
             raise ValueError(
                 f"model.context_tokens must hold the longest request: {longest} tokens, got {self.model.context_tokens}"
             )
-        if not self.workload.stream and {"ttft", "tpot"} & set(self.slo.targets):
-            raise ValueError("slo.ttft and slo.tpot need workload.stream: true")
+        if not self.workload.stream and self.slo.ttft is not None:
+            raise ValueError("slo.ttft is the time to the first token: it needs workload.stream: true")
+        if not self.workload.stream and self.slo.tpot is not None:
+            raise ValueError("slo.tpot is a time between tokens: it needs workload.stream: true")
+        if self.slo.tpot is not None and self.workload.output_tokens.longest < 2:
+            raise ValueError("slo.tpot is a time between tokens: workload.output_tokens must reach 2")
+        for metric, target in self.slo.targets.items():
+            if target.target_ms is not None and target.target_ms >= self.workload.timeout_s * 1000:
+                raise ValueError(
+                    f"slo.{metric}.target_ms must be less than workload.timeout_s"
+                    f" ({self.workload.timeout_s:g} s), got {target.target_ms:g} ms"
+                )
+        if (self.engine.name == "attached") != (self.model.served_as is not None):
+            raise ValueError("model.served_as is needed with engine.name: attached, and only there")
         return self
 
     @property
@@ -265,11 +339,3 @@ class Scenario(Spec):
 
     def to_dict(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
-
-
-def _longest(lengths: Lengths) -> int:
-    """The most tokens a draw can give; unbounded shapes are cut at four standard deviations (workload.py)."""
-    if lengths.max is not None:
-        return lengths.max
-    assert lengths.mean is not None
-    return round(lengths.mean * (1 + 4 * (lengths.cv or 0)))

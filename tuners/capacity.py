@@ -6,6 +6,7 @@ outcome is certain. Knows nothing of engines or load generation: it asks a `Prob
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -23,7 +24,8 @@ LOAD_CAP = 4.0  # a queue that explodes says "far too fast", not how far
 RACE_SHARE = 0.6  # a knee below this share of the best capacity cannot win: no holds are spent on it
 
 
-class Ramp(Protocol):
+@dataclass(frozen=True, slots=True)
+class Ramp:
     """Requests of a ramp in order of intended time."""
 
     rates_rps: NDArray[np.float64]  # the ramp's rate when the request was due

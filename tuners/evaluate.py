@@ -6,9 +6,9 @@ Knows nothing of searching or of the ledger. Seeds are passed in: equal seeds, e
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from harness.bench import Loaded, Session
+from harness.judge import allowed_misses
 from harness.measurement import Measurement
 from scenarios.spec import Scenario
 from tuners import capacity
@@ -63,7 +63,7 @@ def evaluate(
         score=score,
         slo_violation=violation,
         capacity=None,
-        runs=(_run(loaded, session),),
+        runs=(recorded_run(loaded, session),),
         passed=loaded.verdict.outcome == "PASS",
         why=f"worst latency at {load:.2f} of its target; verdict {loaded.verdict.outcome}",
     )
@@ -101,18 +101,18 @@ class _Prober:
     prefix: str
     runs: list[Run] = field(default_factory=list)
 
-    def ramp(self, start_rps: float, end_rps: float, attempt: int) -> "_Ramp":
+    def ramp(self, start_rps: float, end_rps: float, attempt: int) -> capacity.Ramp:
         loaded = self.session.ramp(start_rps, end_rps, self.seed + attempt, f"{self.prefix}ramp-{attempt}")
-        self.runs.append(_run(loaded, self.session))
+        self.runs.append(recorded_run(loaded, self.session))
         missed = loaded.observed.missed
         growth = np.log(end_rps / start_rps) / self.scenario.budget.ramp_s
-        return _Ramp(start_rps * np.exp(growth * loaded.observed.t_int_s), missed)
+        return capacity.Ramp(start_rps * np.exp(growth * loaded.observed.t_int_s), missed)
 
     def hold(self, rate_rps: float, attempt: int) -> Probe:
         seconds = self.scenario.budget.hold_s
         name = f"{self.prefix}hold-{attempt}"
         loaded = self.session.hold(rate_rps, seconds, self.seed + 10 + attempt, name, until_certain=True)
-        self.runs.append(_run(loaded, self.session))
+        self.runs.append(recorded_run(loaded, self.session))
         return _probe(loaded, rate_rps)
 
     def tell(self, probe: Probe) -> None:
@@ -122,15 +122,9 @@ class _Prober:
         self.session.subject.observer.note(f"  {probe.rate_rps:7.2f} requests/s  {outcome}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Ramp:
-    rates_rps: NDArray[np.float64]
-    missed: NDArray[np.bool_]
-
-
 def _probe(loaded: Loaded, rate_rps: float) -> Probe:
     m = loaded.measurement
-    within = all(count.misses <= count.n * (1 - count.percentile / 100) for count in m.slo)
+    within = all(count.misses <= allowed_misses(count.n, count.percentile) for count in m.slo)
     cut_short = loaded.load.stopped_early == "misses"
     passed = within and m.n_judged > 0 and not m.saturated and not cut_short
     load = _load(m)
@@ -158,6 +152,6 @@ def _percentile_ms(m: Measurement, metric: str, percentile: float) -> float | No
     return found.value if found else None
 
 
-def _run(loaded: Loaded, session: Session) -> Run:
+def recorded_run(loaded: Loaded, session: Session) -> Run:
     folder = str(loaded.folder.relative_to(session.subject.root))
     return Run(folder=folder, measurement=loaded.measurement, verdict=loaded.verdict)

@@ -95,11 +95,15 @@ class FinalsRun(Record):
 
 
 class Certification(Record):
-    """A long run at one rate until the sequential verdict is in."""
+    """Runs at one rate, one after the other on one engine, until the sequential verdict is in.
+
+    ``run`` is the last of them; its verdict is that of all. ``earlier``: those before it, oldest first.
+    """
 
     trial: int
     rate_rps: float
     run: Run
+    earlier: tuple[Run, ...] = ()
 
 
 class FinalistSummary(Record):
@@ -133,4 +137,4 @@ class Winner(Record):
     nearest_miss: str | None  # none_feasible: which target, by how much
     scenario_digest: str
     workload_digest: str
-    export: dict[str, Any]  # {"shell": "llama-server --model … ", "env": {...}}
+    export: dict[str, Any]  # {"llama-server": "llama-server --model … ", "environment": {...}}

@@ -46,7 +46,7 @@ class LlamaCpp:
     def knobs(self, model: ResolvedModel, host: HostLimits) -> SearchSpace:
         trained = shape(model.variants[model.reference_variant]).context_tokens
         sizes = [s for s in (1024, 2048, 4096, 8192, 16384, 32768, 65536) if s >= model.ref.context_tokens]
-        threads = sorted({1, *(t for t in (2, 4, 8, 16, 32, 64) if t < host.cores), host.cores})
+        threads = sorted({1, 2, *(t for t in (4, 8, 16, 32, 64) if t < host.cores), host.cores})
         return SearchSpace(
             self.name,
             (

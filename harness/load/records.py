@@ -4,11 +4,20 @@ Knows nothing of Locust, gevent, HTTP or SLO verdicts. All times are integer nan
 clock, relative to the run's t0 (``t0_monotonic_ns`` in the result).
 """
 
-from dataclasses import asdict, dataclass, field
+import json
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
+import pyarrow.parquet as pq
+
+PLAN_FILE = "plan.json"
+REQUESTS_FILE = "requests.arrow"
+RECORDS_FILE = "requests.parquet"
+AUDIT_FILE = "audit.json"
 
 RECORD_SCHEMA = pa.schema(
     [
@@ -33,8 +42,33 @@ RECORD_SCHEMA = pa.schema(
 )
 
 ERRORS = ("connect", "reset", "timeout", "http", "truncated", "protocol", "cancelled")
+# connect: no connection. reset: it broke, or ended before a byte of the answer. truncated: the answer ended
+# early. http: the server said no, by its status or by an error event in the stream. protocol: not HTTP, or
+# not the API's JSON. timeout: plan.timeout_ns after t_int. No request is ever sent twice.
 # cancelled: in flight when the run was stopped early or its drain time was over. An unfinished request
 # that is already older than its targets counts as a miss; a younger one says nothing (observe.py).
+
+
+class Record(NamedTuple):
+    """One row of RECORD_SCHEMA; same names, same order."""
+
+    index: int  # type: ignore[assignment]  # the column's name; nobody looks for values in a record
+    t_int_ns: int
+    t_send_ns: int | None
+    t_first_ns: int | None
+    t_last_ns: int | None
+    t_end_ns: int
+    chunk_ns: "array[int]"
+    prompt_tokens_asked: int
+    output_tokens_asked: int
+    prompt_tokens: int | None
+    cached_tokens: int | None
+    output_tokens: int | None
+    finish_reason: str | None
+    http_status: int | None
+    error: str | None
+    connection_reused: bool
+    bytes_received: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +145,65 @@ class LoadResult:
     connections_opened: int
     stale_connections_replaced: int
     locust_version: str
+    idle_connections_dropped: int = 0  # unused for longer than the pool trusts a server to keep them
+    scheduling: str = "none"  # what the child was granted to be served before others (priority.py)
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "records_path": self.records_path.name}
+
+
+_REQUESTS_SCHEMA = pa.schema(
+    [
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("t_int_ns", pa.int64(), nullable=False),
+        pa.field("body", pa.large_binary(), nullable=False),
+        pa.field("prompt_tokens_asked", pa.int64(), nullable=False),
+        pa.field("output_tokens_asked", pa.int64(), nullable=False),
+    ]
+)
+
+
+def write_plan(plan: LoadPlan, metadata: Mapping[str, str], folder: Path) -> None:
+    """``metadata`` travels along, into the schema metadata of the records. Raises OSError."""
+    settings = {f.name: getattr(plan, f.name) for f in fields(plan) if f.name != "requests"}
+    document = {"plan": settings, "metadata": dict(metadata)}
+    (folder / PLAN_FILE).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    columns = {name: [getattr(r, name) for r in plan.requests] for name in _REQUESTS_SCHEMA.names}
+    table = pa.table(columns, schema=_REQUESTS_SCHEMA)
+    with pa.OSFile(str(folder / REQUESTS_FILE), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def read_plan(folder: Path) -> tuple[LoadPlan, dict[str, str]]:
+    """What write_plan wrote: the plan and its metadata."""
+    document = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
+    with pa.OSFile(str(folder / REQUESTS_FILE), "rb") as source:
+        columns = pa.ipc.open_file(source).read_all().to_pydict()
+    rows = zip(*(columns[f.name] for f in fields(PlannedRequest)), strict=True)
+    return LoadPlan(**document["plan"], requests=tuple(PlannedRequest(*row) for row in rows)), document["metadata"]
+
+
+def delete_plan(folder: Path) -> None:
+    """The plan's files are bulky and can be made again from the workload and its seed."""
+    for name in (PLAN_FILE, REQUESTS_FILE):
+        (folder / name).unlink(missing_ok=True)
+
+
+def write_records(records: Sequence[Record], metadata: Mapping[str, str], path: Path) -> None:
+    """All at once, under a temporary name until complete. Raises OSError."""
+    offsets, chunks = array("q", [0]), array("q")
+    for record in records:
+        chunks.extend(record.chunk_ns)
+        offsets.append(len(chunks))
+    by_name = dict(zip(Record._fields, zip(*records, strict=True), strict=False))
+    columns = [pa.array(by_name.get(f.name, ()), f.type) for f in RECORD_SCHEMA if f.name != "chunk_ns"]
+    lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(chunks, pa.int64()))
+    columns.insert(RECORD_SCHEMA.get_field_index("chunk_ns"), lists)
+    table = pa.Table.from_arrays(columns, schema=RECORD_SCHEMA.with_metadata(dict(metadata)))
+    partial = path.with_suffix(".partial")
+    try:
+        pq.write_table(table, partial)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise

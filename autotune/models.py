@@ -1,0 +1,96 @@
+"""`autotune models`: what is in the model store, fetch, build."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autotune.console import JsonOption, emit_json, err, next_step, out, table
+
+if TYPE_CHECKING:
+    from harness.progress import Progress
+
+app = typer.Typer(help="Weights and their quantised variants, cached outside the repository.", no_args_is_help=True)
+
+NameArgument = Annotated[str, typer.Argument(help="A known model: see `autotune models list`.", show_default=False)]
+BuildArgument = Annotated[str, typer.Argument(help="A known model, or the path of a GGUF file.", show_default=False)]
+VariantOption = Annotated[
+    list[str] | None, typer.Option("--variant", help="Build only this one; may be repeated.", show_default=False)
+]
+
+
+@app.command("list")
+def list_(
+    verify: Annotated[bool, typer.Option("--verify", help="Compute every file's digest anew.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Known models, and which of their variants are on this machine."""
+    from harness.models.store import cache_folder, list_models
+
+    with _progress() as on_progress:
+        models = list_models(verify=verify, on_progress=on_progress)
+    if json:
+        emit_json({"folder": str(cache_folder()), "models": [m.model_dump(mode="json") for m in models]})
+        return
+    shown = table(f"Models in {cache_folder()}", "model", "variant", "state", "MB", "sha256", "licence")
+    colours = {"ready": "green", "missing": "dim", "corrupt": "bold red"}
+    for model in models:
+        for v in model.variants:
+            size = "" if v.size_bytes is None else f"{v.size_bytes / 1e6:.1f}"
+            state = f"[{colours[v.state]}]{v.state}[/]"
+            shown.add_row(model.name, v.variant, state, size, (v.sha256 or "")[:12], model.license)
+    out.print(shown)
+    unready = [m.name for m in models if any(v.state != "ready" for v in m.variants)]
+    next_step(f"autotune models build {unready[0]}" if unready else "autotune scenarios list")
+
+
+@app.command()
+def fetch(name: NameArgument, json: JsonOption = False) -> None:
+    """Download a known model, verified, without its dependencies."""
+    from harness.models import store
+
+    with _progress() as on_progress:
+        path = store.fetch(name, on_progress)
+    if json:
+        emit_json({"name": name, "path": str(path)})
+        return
+    out.print(f"{name} is in {path}", soft_wrap=True)
+    next_step(f"autotune models build {name}")
+
+
+@app.command()
+def build(name: BuildArgument, variant: VariantOption = None, json: JsonOption = False) -> None:
+    """Make the quantised variants of a model (it is fetched first if need be)."""
+    from harness.models import store
+
+    with _progress() as on_progress:
+        files = store.build(name, tuple(variant or ()), on_progress)
+    if json:
+        emit_json({"name": name, "variants": {v: str(path) for v, path in files.items()}})
+        return
+    shown = table(name, "variant", "MB", "file")
+    for built, path in files.items():
+        shown.add_row(built, f"{path.stat().st_size / 1e6:.1f}", str(path))
+    out.print(shown)
+    next_step("autotune models list --verify")
+
+
+@contextmanager
+def _progress() -> "Iterator[Progress]":
+    """A live bar on stderr for whatever the store says it is doing."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("", total=None, start=True)
+        doing = ""
+
+        def on_progress(done: int, total: int, what: str) -> None:
+            nonlocal doing
+            if what != doing:
+                bar.reset(task)
+                doing = what
+            bar.update(task, description=what, completed=done, total=total)
+
+        yield on_progress

@@ -1,0 +1,108 @@
+"""`autotune report` and `autotune compare`: tell what a study found, again and beside another."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autotune.console import JsonOption, emit_json, next_step, out, table
+
+if TYPE_CHECKING:
+    from reports.quantity import Quantity
+    from reports.view import Answer
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a study, e.g. runs/quickstart.")]
+OpenOption = Annotated[bool, typer.Option("--open", help="Open the report in the browser.")]
+STYLES = {"good": "green", "bad": "red", "open": "yellow"}
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(report)
+    app.command()(compare)
+
+
+def report(run: RunArgument, open_: OpenOption = False, json: JsonOption = False) -> None:
+    """Write a study's report.html and print its answer."""
+    from reports import html, records, view
+
+    path = html.write(run)
+    answer = view.answer(records.read(run))
+    if json:
+        emit_json({"report": str(path), **answer.to_dict()})
+    else:
+        print_answer(answer)
+        out.print(f"\nreport: {path}", markup=False, soft_wrap=True)
+    if open_:
+        typer.launch(path.resolve().as_uri())
+    if not json:
+        next_step(_next(answer, run))
+
+
+def compare(first: RunArgument, second: RunArgument, json: JsonOption = False) -> None:
+    """Put two studies' answers side by side."""
+    from reports import compare as comparison
+    from reports import records
+    from reports.quantity import value_text
+
+    found = comparison.compare(records.read(first), records.read(second))
+    if json:
+        emit_json(found.to_dict())
+        return
+    for caveat in found.caveats:
+        out.print(f"[yellow]not comparable:[/] {caveat}")
+    names = [_escaped(name) for name in (str(first), str(second))]
+    answers = table("Answers", "", *names)
+    answers.add_row("outcome", *(a.outcome.replace("_", " ") for a in (found.first, found.second)))
+    for row in found.rows:
+        answers.add_row(_escaped(row.label), _cell(row.first), _cell(row.second))
+    out.print(answers)
+    knobs = table("Knobs that differ", "knob", *names)
+    for difference in found.differences:
+        values = (_escaped(value_text(value)) for value in (difference.first, difference.second))
+        knobs.add_row(_escaped(difference.knob), *values)
+    out.print(knobs if found.differences else "The configurations are equal.")
+    next_step(f"autotune report {first}")
+
+
+def print_answer(answer: "Answer") -> None:
+    """The first screen of the report, as a table that fits 80 columns."""
+    style = {"tuned": "green", "keep_defaults": "green"}.get(answer.outcome, "yellow")
+    out.print(f"[bold {style}]{_escaped(answer.headline)}[/]")
+    if answer.reason:
+        out.print(_escaped(answer.reason))
+    named = f"trial {answer.trial}" if answer.trial else ""
+    figures = table("", "", "defaults", named, "")
+    for row in answer.rows:
+        judged = f"[{STYLES[row.standing]}]{_escaped(row.judgement)}[/]"
+        figures.add_row(_escaped(row.label), _cell(row.default), _cell(row.winner), judged)
+    if answer.rows:
+        out.print(figures)
+    out.print(f"[{STYLES[answer.certified]}]{_escaped(answer.certification)}[/]")
+    if answer.changed:
+        from reports.quantity import assignments
+
+        out.print(f"changed: {assignments(answer.changed)}", markup=False)
+    for block in answer.deploy:
+        out.print(f"\n[bold]{_escaped(block.label)}[/]")
+        out.print(block.text, markup=False, soft_wrap=True)
+
+
+def _cell(shown: "Quantity | None") -> str:
+    if shown is None:
+        return ""
+    lines = (shown.text, shown.interval, shown.note)
+    return _escaped("\n".join(line for line in lines if line))
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _next(answer: "Answer", run: Path) -> str:
+    if answer.outcome == "unfinished":
+        return answer.command if "--resume" in answer.command else f"{answer.command} --resume"
+    if answer.outcome == "none_feasible":
+        return "relax a target or widen search.knobs in the scenario, then run it again"
+    return f"autotune replay {run} {answer.trial}"

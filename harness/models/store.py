@@ -1,0 +1,325 @@
+"""The models on this machine: a cache of published files and of the variants built from them.
+
+Knows nothing of engines or of the GGUF format's inside. One folder per model, one lock per folder; a file
+appears under its name only when it is whole, and beside it its manifest: what it is, how it was made, its digest.
+A file whose size and modification time are as recorded is taken as whole; otherwise its digest is computed.
+"""
+
+import contextlib
+import difflib
+import fcntl
+import hashlib
+import importlib.metadata
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+from pydantic import ValidationError
+
+from harness.engines.base import ResolvedModel
+from harness.errors import ModelCorrupt, ModelNotFound
+from harness.measurement import Record
+from harness.models import gguf_variants
+from harness.models.catalog import KNOWN, KnownModel
+from harness.models.fetch import download
+from harness.models.gguf_header import read_header
+from harness.models.gguf_variants import FULL_PRECISION, METHODS
+from harness.progress import Progress, silent
+from scenarios.errors import Infrastructure, UserError
+from scenarios.spec import ModelRef
+
+State = Literal["ready", "missing", "corrupt"]
+
+
+class Manifest(Record):
+    """What a file is. ``source_sha256``: of the published file it was built from; None: it is that file."""
+
+    variant: str
+    method: str
+    sha256: str
+    size_bytes: int
+    mtime_ns: int
+    source_sha256: str | None
+    gguf_version: str
+
+
+class VariantInfo(Record):
+    variant: str
+    state: State
+    size_bytes: int | None = None
+    sha256: str | None = None
+
+
+class ModelInfo(Record):
+    name: str
+    license: str
+    variants: tuple[VariantInfo, ...]
+
+
+def cache_folder() -> Path:
+    """Where models are kept: $AUTOTUNE_MODELS, or the user's cache folder."""
+    given = os.environ.get("AUTOTUNE_MODELS")
+    return Path(given) if given else Path(platformdirs.user_cache_dir("autotune")) / "models"
+
+
+def resolve(ref: ModelRef, *, build: bool, on_progress: Progress = silent) -> ResolvedModel:
+    """The files of every variant that is there; with ``build``, what is missing is fetched and built first.
+
+    Raises ModelNotFound, ModelCorrupt (damaged files are never replaced behind one's back), DownloadFailed.
+    """
+    if ref.served_as is not None:
+        return ResolvedModel(ref, ref.label, reference_variant="served")
+    model = _known(ref.label) if ref.path is None else _local(Path(ref.path).expanduser().resolve())
+    if build:
+        model.fill(model.wanted, on_progress, replace_corrupt=False)
+    found = {variant: manifest for variant in model.wanted if (manifest := model.check(variant))}
+    if model.reference not in found:
+        raise ModelNotFound(
+            f"{ref.label}: its reference variant {model.reference} is not on this machine; "
+            f"run: autotune models build {ref.label}"
+        )
+    return ResolvedModel(
+        ref=ref,
+        label=ref.label,
+        reference_variant=model.reference,
+        variants={variant: model.file(variant) for variant in found},
+        digests={variant: manifest.sha256 for variant, manifest in found.items()},
+    )
+
+
+def fetch(name: str, on_progress: Progress = silent) -> Path:
+    """The published file of a known model, downloaded if it is missing or damaged."""
+    model = _known(name)
+    model.fill((model.original,), on_progress, replace_corrupt=True)
+    return model.file(model.original)
+
+
+def build(name: str, variants: tuple[str, ...] = (), on_progress: Progress = silent) -> dict[str, Path]:
+    """These variants (default: all), built if missing or damaged. ``name``: a known model or a GGUF file's path."""
+    local = Path(name).expanduser()
+    model = _local(local.resolve()) if name not in KNOWN and local.is_file() else _known(name)
+    for variant in variants:
+        if variant not in model.wanted:
+            raise UserError(f"{name}: variant must be one of {', '.join(model.wanted)}, got {variant}")
+    wanted = variants or model.wanted
+    model.fill(wanted, on_progress, replace_corrupt=True)
+    return {variant: model.file(variant) for variant in wanted}
+
+
+def list_models(*, verify: bool = False, on_progress: Progress = silent) -> tuple[ModelInfo, ...]:
+    """Every known model with the state of its variants; ``verify`` computes every digest anew."""
+    infos = []
+    for known in KNOWN.values():
+        model = _known(known.name)
+        variants = []
+        for number, variant in enumerate(model.wanted):
+            on_progress(number, len(model.wanted), f"{known.name} {variant}")
+            variants.append(model.info(variant, verify=verify))
+        infos.append(ModelInfo(name=known.name, license=known.license, variants=tuple(variants)))
+    return tuple(infos)
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """One model's folder. ``published``: the file that all others are built from, if not of this folder."""
+
+    label: str
+    folder: Path
+    original: str
+    sha256: str
+    known: KnownModel | None = None
+    published: Path | None = None
+
+    @property
+    def reference(self) -> str:
+        return self.original if self.original in FULL_PRECISION else "f16"
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """All variants, highest precision first."""
+        built = [v for v in METHODS if v not in FULL_PRECISION or v == self.reference]
+        return tuple(dict.fromkeys([self.reference, *built[:-1], self.original, *built[-1:]]))
+
+    def file(self, variant: str) -> Path:
+        if variant == self.original and self.published is not None:
+            return self.published
+        return self.folder / f"{variant}.gguf"
+
+    def manifest(self, variant: str) -> Manifest | None:
+        path = self.folder / f"{variant}.json"
+        if not path.exists():
+            return None
+        try:
+            return Manifest.model_validate_json(path.read_bytes())
+        except ValidationError as err:
+            raise ModelCorrupt(f"{path}: not a manifest of ours; {self._mend(variant)}") from err
+
+    def check(self, variant: str, *, verify: bool = False) -> Manifest | None:
+        """The manifest of a whole file; None: not there. Raises ModelCorrupt."""
+        path = self.file(variant)
+        if path == self.published:
+            return self._describe(variant, "local file", self.sha256, None)
+        manifest = self.manifest(variant)
+        if manifest is None or not path.exists():
+            return None
+        stat = path.stat()
+        if not verify and (stat.st_size, stat.st_mtime_ns) == (manifest.size_bytes, manifest.mtime_ns):
+            return manifest
+        got = file_sha256(path)
+        if got != manifest.sha256:
+            raise ModelCorrupt(f"{path}: sha256 must be {manifest.sha256}, got {got}; {self._mend(variant)}")
+        return self._record(variant, manifest.method, got, manifest.source_sha256)
+
+    def info(self, variant: str, *, verify: bool) -> VariantInfo:
+        try:
+            manifest = self.check(variant, verify=verify)
+        except ModelCorrupt:
+            return VariantInfo(variant=variant, state="corrupt")
+        if manifest is None:
+            return VariantInfo(variant=variant, state="missing")
+        return VariantInfo(variant=variant, state="ready", size_bytes=manifest.size_bytes, sha256=manifest.sha256)
+
+    def _mend(self, variant: str) -> str:
+        if variant == self.original and self.known:
+            return f"run: autotune models fetch {self.label}"
+        return f"run: autotune models build {self.label} --variant {variant}"
+
+    def fill(self, variants: tuple[str, ...], on_progress: Progress, *, replace_corrupt: bool) -> None:
+        """Makes what is missing, the published file first."""
+        with _locked(self.folder, on_progress, self.label) as scratch:
+            for variant in dict.fromkeys((self.original, *variants)):
+                try:
+                    if self.check(variant):
+                        continue
+                except ModelCorrupt:
+                    if not replace_corrupt:
+                        raise
+                if variant == self.original:
+                    self._obtain(scratch, on_progress)
+                else:
+                    self._convert(variant, scratch, on_progress)
+
+    def _obtain(self, scratch: Path, on_progress: Progress) -> None:
+        assert self.known is not None
+        part = download(self.known, scratch, on_progress)
+        got = file_sha256(part)
+        if got != self.sha256:
+            raise ModelCorrupt(
+                f"{self.label}: the downloaded file's sha256 must be {self.sha256}, got {got}; nothing was kept. "
+                "A proxy or mirror may have changed it: try another index"
+            )
+        self._keep(part, self.original, "as published", self.sha256, None)
+
+    def _convert(self, variant: str, scratch: Path, on_progress: Progress) -> None:
+        part = scratch / f"{variant}.gguf"
+        sha256 = gguf_variants.convert(self.file(self.original), part, variant, on_progress)
+        self._keep(part, variant, f"{variant} of every matrix, round to nearest", sha256, self.sha256)
+
+    def _keep(self, part: Path, variant: str, method: str, sha256: str, source_sha256: str | None) -> None:
+        """Old manifest away, new file in place, new manifest: a file without one counts as missing."""
+        (self.folder / f"{variant}.json").unlink(missing_ok=True)
+        _replace(part, self.file(variant))
+        self._record(variant, method, sha256, source_sha256)
+
+    def _record(self, variant: str, method: str, sha256: str, source_sha256: str | None) -> Manifest:
+        manifest = self._describe(variant, method, sha256, source_sha256)
+        part = self.folder / f"{variant}.{os.getpid()}.part"
+        part.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        _replace(part, self.folder / f"{variant}.json")
+        return manifest
+
+    def _describe(self, variant: str, method: str, sha256: str, source_sha256: str | None) -> Manifest:
+        stat = self.file(variant).stat()
+        return Manifest(
+            variant=variant,
+            method=method,
+            sha256=sha256,
+            size_bytes=stat.st_size,
+            mtime_ns=stat.st_mtime_ns,
+            source_sha256=source_sha256,
+            gguf_version=importlib.metadata.version("gguf"),
+        )
+
+
+def _known(name: str) -> _Model:
+    known = KNOWN.get(name)
+    if known is None:
+        near = difflib.get_close_matches(name, KNOWN, n=1, cutoff=0.4)
+        hint = f"; did you mean `{near[0]}`? run: autotune models fetch {near[0]}" if near else ""
+        raise ModelNotFound(f"no model named `{name}`{hint} (known: {', '.join(KNOWN)}; or give model.path)")
+    return _Model(name, cache_folder() / name, known.variant, known.sha256, known=known)
+
+
+def _local(path: Path) -> _Model:
+    """A file of the user's, never copied; what is built from it is kept by its digest."""
+    header = read_header(path)
+    if header.values.get("split.count", 1) > 1:
+        raise UserError(f"{path}: one part of a split model; join the parts first: llama-gguf-split --merge")
+    sha256 = _remembered_sha256(path)
+    return _Model(
+        str(path), cache_folder() / f"local-{sha256[:16]}", gguf_variants.own_variant(header), sha256, published=path
+    )
+
+
+def _remembered_sha256(path: Path) -> str:
+    """Digest of a user's file, computed once per size and modification time."""
+    stat = path.stat()
+    key = hashlib.sha256(str(path).encode()).hexdigest()[:16]
+    memory = cache_folder() / "digests" / key
+    state = f"{stat.st_size} {stat.st_mtime_ns} "
+    if memory.exists() and memory.read_text().startswith(state):
+        return memory.read_text().removeprefix(state)
+    sha256 = file_sha256(path)
+    with _disk(memory):
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        part = memory.with_suffix(f".{os.getpid()}")
+        part.write_text(state + sha256)
+        part.replace(memory)
+    return sha256
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, on_progress: Progress, label: str) -> Iterator[Path]:
+    """A scratch folder, ours alone while the lock is held. What dead processes left there goes first."""
+    with _disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_progress(0, 1, f"waiting for another process that works on {label}")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            for left in folder.glob("scratch-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            for left in folder.glob("*.part"):
+                left.unlink()
+            scratch = folder / f"scratch-{os.getpid()}"
+            scratch.mkdir()
+            try:
+                yield scratch
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        raise Infrastructure(f"{path}: {err.strerror or err}; nothing half-made is left") from err
+
+
+def _replace(part: Path, target: Path) -> None:
+    """``part`` under its final name, on the disk for good."""
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(target)

@@ -1,0 +1,142 @@
+"""Scenario files to Scenarios and back: the only parser, the only place where paths are made absolute.
+
+Knows nothing of what a scenario is used for.
+"""
+
+import difflib
+import json
+import os
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+from scenarios import refusals
+from scenarios.errors import Problem, ScenarioError
+from scenarios.located import read_yaml
+from scenarios.spec import Scenario
+
+CATALOG = Path(__file__).parent / "catalog"
+SCHEMA_FILE = Path(__file__).parent / "scenario.schema.json"
+LARGEST_FILE_BYTES = 200_000
+READ_AS_BOOLEAN_BY_OTHERS = {"on", "off", "yes", "no", "y", "n"}  # YAML 1.1
+
+
+def catalogue() -> dict[str, Path]:
+    """The ready scenarios, by name."""
+    return {path.stem: path for path in sorted(CATALOG.glob("*.yaml"))}
+
+
+def load(source: str | Path) -> Scenario:
+    """The scenario in a file, or of that name in the catalogue. Raises ScenarioError with every problem."""
+    path = _find(source)
+    located = read_yaml(_content(path), str(path))
+    problems = located.problems
+    try:
+        scenario = Scenario.model_validate(located.data, strict=True)
+    except ValidationError as err:
+        problems += refusals.problems(err, located, str(path))
+        raise ScenarioError(sorted(problems, key=lambda p: p.line or 0)) from err
+    if problems:
+        raise ScenarioError(problems)
+    return _with_absolute_paths(scenario, path.absolute().parent)
+
+
+def check(source: str | Path) -> list[Problem]:
+    """Everything wrong with a scenario; empty when `load` accepts it."""
+    try:
+        load(source)
+    except ScenarioError as err:
+        return err.problems
+    return []
+
+
+def dump_yaml(scenario: Scenario) -> str:
+    """The scenario with every default written out. `load` reads it back equal."""
+    out = StringIO()
+    yaml = YAML()
+    yaml.width = 100
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.dump(_styled(scenario.model_dump(mode="json", exclude_none=True)), out)
+    return out.getvalue()
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a scenario file, so that editors complete and check it."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Scenario.model_json_schema(),
+    }
+
+
+def schema_text() -> str:
+    """`json_schema` as it is stored in ``SCHEMA_FILE``."""
+    return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def _find(source: str | Path) -> Path:
+    """A bare word is a name of the catalogue before it is a file."""
+    if isinstance(source, str) and source in (ready := catalogue()):
+        return ready[source]
+    return Path(source)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as err:
+        raise _refusal(path, f"does not exist{_nearest(path)}") from err
+    except IsADirectoryError as err:
+        raise _refusal(path, "is a folder; give one scenario file") from err
+    except OSError as err:
+        raise _refusal(path, f"cannot be read: {err.strerror}") from err
+    if len(content) > LARGEST_FILE_BYTES:
+        raise _refusal(path, f"is too large to be a scenario: {len(content):,} bytes")
+    return content
+
+
+def _refusal(path: Path, message: str) -> ScenarioError:
+    return ScenarioError([Problem(str(path), None, "", message)])
+
+
+def _nearest(path: Path) -> str:
+    ready = catalogue()
+    near = difflib.get_close_matches(path.stem, ready, n=1)
+    return f"; did you mean `{near[0]}` of the catalogue?" if near else f"; the catalogue has {', '.join(ready)}"
+
+
+def _with_absolute_paths(scenario: Scenario, folder: Path) -> Scenario:
+    """What the file says relative to itself, absolute: the model, JSONL tasks, the engine's interpreter."""
+    model, engine, quality = scenario.model, scenario.engine, scenario.quality
+    if model.path is not None:
+        model = model.model_copy(update={"path": _absolute(model.path, folder)})
+    if engine.python is not None and "/" in engine.python:
+        engine = engine.model_copy(update={"python": _absolute(engine.python, folder)})
+    tasks = tuple(
+        t.model_copy(update={"task": _absolute(t.task, folder)}) if "/" in t.task or t.task.endswith(".jsonl") else t
+        for t in quality.tasks
+    )
+    quality = quality.model_copy(update={"tasks": tasks})
+    return scenario.model_copy(update={"model": model, "engine": engine, "quality": quality})
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return os.path.normpath(folder / Path(path).expanduser())
+
+
+def _styled(value: Any) -> Any:
+    """Sections in blocks, lists of values on one line, words in quotes that YAML 1.1 reads as booleans."""
+    if isinstance(value, dict):
+        return CommentedMap({key: _styled(v) for key, v in value.items()})
+    if isinstance(value, list):
+        items = CommentedSeq([_styled(v) for v in value])
+        if not any(isinstance(v, dict) for v in value):
+            items.fa.set_flow_style()
+        return items
+    if isinstance(value, str) and value.lower() in READ_AS_BOOLEAN_BY_OTHERS:
+        return DoubleQuotedScalarString(value)
+    return value

@@ -1,0 +1,90 @@
+"""What every engine must keep, on a real process. A plug-in's author subclasses `EngineSuite`.
+
+class TestMine(EngineSuite):
+    engine = Mine()
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def model(cls):
+        return ResolvedModel(...)
+"""
+
+import httpx
+import pytest
+
+from harness.engines.base import HostLimits
+from harness.host import limits
+from harness.supervise import launch
+from scenarios.space import SearchSpace, ServingConfig
+from scenarios.spec import EngineSpec
+
+
+class EngineSuite:
+    engine = None
+    spec = EngineSpec()
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def space(cls, model) -> SearchSpace:
+        return cls.engine.knobs(model, limits())
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def running(cls, model, space, tmp_path_factory):
+        plan = cls.engine.plan(cls.spec, model, space.default(), limits())
+        log = tmp_path_factory.mktemp("engine") / "engine.log"
+        with launch(cls.engine, cls.spec, plan, log) as running:
+            yield running
+
+    def test_it_has_a_name_and_a_version(self):
+        assert self.engine.name
+        assert self.engine.version()
+
+    def test_defaults_are_among_the_choices_and_can_be_planned(self, model, space):
+        for knob in space.knobs:
+            assert knob.default in knob.choices, knob.name
+            assert knob.doc, knob.name
+        self.engine.plan(self.spec, model, space.default(), limits())
+
+    def test_planning_is_pure(self, model, space):
+        for config in self._sample(space):
+            first = self.engine.plan(self.spec, model, config, HostLimits(64, 1 << 50))
+            assert first == self.engine.plan(self.spec, model, config, HostLimits(64, 1 << 50))
+            assert first.config.digest == config.digest
+
+    def test_equal_plans_mean_equal_configurations(self, model, space):
+        """Every knob reaches the command line (or the environment): no two configurations launch alike."""
+        configs = self._sample(space)
+        plans = [self.engine.plan(self.spec, model, c, HostLimits(64, 1 << 50)) for c in configs]
+        assert len({(p.argv, tuple(p.env.items())) for p in plans}) == len(configs)
+
+    def test_it_completes_and_streams_with_usage(self, running):
+        body = {"model": running.endpoint.served_model, "prompt": "One, two,", "max_tokens": 4, "temperature": 0}
+        url = f"{running.endpoint.base_url}/completions"
+        whole = httpx.post(url, json={**body, **running.endpoint.request_extras}, timeout=60)
+        assert whole.json()["usage"]["completion_tokens"] == 4
+        stream = {"stream": True, "stream_options": {"include_usage": True}}
+        streamed = httpx.post(url, json={**body, **stream, **running.endpoint.request_extras}, timeout=60)
+        assert streamed.text.count("data:") >= 2
+        assert '"completion_tokens":4' in streamed.text.replace(" ", "")
+
+    def test_its_tokenizer_counts_what_the_server_counts(self, running):
+        tokens = self.engine.tokenize(running.endpoint, " the house by the river")
+        if tokens is None:
+            pytest.skip(f"{self.engine.name} cannot be asked for tokens")
+        body = {"model": running.endpoint.served_model, "prompt": " the house by the river", "max_tokens": 1}
+        said = httpx.post(f"{running.endpoint.base_url}/completions", json=body, timeout=60).json()
+        assert said["usage"]["prompt_tokens"] == len(tokens)
+
+    def test_metrics_are_numbers(self, running):
+        assert all(isinstance(v, float) for v in self.engine.metrics(running.endpoint).values())
+
+    def _sample(self, space: SearchSpace) -> list[ServingConfig]:
+        """The default, and every single-knob change that can be planned with the others at their defaults."""
+        configs = [space.default()]
+        for knob in space.knobs:
+            configs += [space.complete({knob.name: v}) for v in knob.choices if v != knob.default]
+        return [c for c in configs if self._plannable(c)]
+
+    def _plannable(self, config: ServingConfig) -> bool:
+        return True

@@ -1,0 +1,219 @@
+"""The pieces that need no process: framing, events, timers, and the files between parent and child."""
+
+import array
+import itertools
+import json
+import time
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.load.exchange import Exchange
+from harness.load.http1 import ProtocolError, ResponseReader
+from harness.load.live import LiveMisses
+from harness.load.records import RECORD_SCHEMA, LoadPlan, PlannedRequest, Record, read_plan, write_plan, write_records
+from harness.load.sse import EventLines, read_event
+from harness.load.timers import TimerFd
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+
+
+def cut(data, places):
+    edges = [0, *sorted({p % (len(data) + 1) for p in places}), len(data)]
+    return [data[a:b] for a, b in itertools.pairwise(edges) if a < b]
+
+
+def read_all(pieces):
+    reader = ResponseReader()
+    return reader, b"".join(reader.feed(piece) for piece in pieces)
+
+
+cuts = st.lists(st.integers(0, 10_000), max_size=30)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=40), max_size=5), cuts)
+def test_chunked_bodies_are_read_alike_however_they_are_cut(parts, places):
+    body = b"".join(b"%x;ext=1\r\n%b\r\n" % (len(p), p) for p in parts) + b"0\r\nTrailer: x\r\n\r\n"
+    reader, got = read_all(cut(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + body, places))
+    assert (got, reader.done, reader.keep_alive, reader.status) == (b"".join(parts), True, True, 200)
+
+
+@given(st.binary(max_size=80), cuts)
+def test_bodies_of_known_length_are_read_alike_however_they_are_cut(body, places):
+    reader, got = read_all(cut(HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(body), body), places))
+    assert (got, reader.done, reader.keep_alive) == (body, True, True)
+
+
+@given(st.binary(max_size=80), cuts)
+def test_bodies_without_length_end_with_the_connection(body, places):
+    reader, got = read_all(cut(HEAD + b"\r\n" + body, places))
+    assert (got, reader.done) == (body, False)
+    assert reader.end()
+    assert not reader.keep_alive
+
+
+@pytest.mark.parametrize("end", range(1, len(HEAD) + 40))
+def test_an_answer_cut_short_is_not_whole(end):
+    data = (HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n")[:end]
+    reader, _ = read_all([data])
+    assert not reader.end()
+
+
+@pytest.mark.parametrize(
+    ("head", "kept"),
+    [
+        (b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", False),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n", False),
+        (b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 0\r\n\r\n", True),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", True),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nleft over", False),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nleft over", False),
+    ],
+)
+def test_a_connection_is_kept_only_when_nothing_speaks_against_it(head, kept):
+    reader, _ = read_all([head])
+    assert (reader.done, reader.keep_alive) == (True, kept)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"SSH-2.0\r\n\r\n",
+        b"HTTP/1.1 OK\r\n\r\n",
+        HEAD + b"Content-Length: -5\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n-5\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\nabc\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"1" * 9_000,
+        b"x" * 70_000,
+    ],
+)
+def test_what_is_not_http_is_refused(data):
+    with pytest.raises(ProtocolError):
+        read_all([data])
+
+
+@given(st.lists(st.text(max_size=10), max_size=6), st.sampled_from(["\n", "\r\n"]), cuts)
+def test_events_are_read_alike_however_they_are_cut(texts, newline, places):
+    documents = [json.dumps({"choices": [{"text": t}]}, ensure_ascii=False) for t in texts]
+    stream = "".join(f": ping{newline}event: x{newline}data: {d}{newline}{newline}" for d in documents).encode()
+    lines = EventLines()
+    payloads = [p for piece in cut(stream, places) for p in lines.feed(piece)]
+    assert payloads == [d.encode() for d in documents]
+
+
+def test_a_last_line_without_its_break_is_an_event_of_a_stream_that_ended():
+    lines = EventLines()
+    assert lines.feed(b"data: [DONE]") == []
+    assert lines.end() == [b"[DONE]"]
+
+
+@pytest.mark.parametrize(
+    "payload", [b"{", b"[]", b"5", b"\xff", b'{"choices": 5}', b'{"choices": [5]}', b'{"usage": 5}']
+)
+def test_what_is_not_the_apis_json_is_no_event(payload):
+    assert read_event(payload) is None
+
+
+plans = st.builds(
+    LoadPlan,
+    base_url=st.just("http://127.0.0.1:1/v1"),
+    path=st.sampled_from(["/completions", "/chat/completions"]),
+    mode=st.sampled_from(["open", "closed"]),
+    api=st.sampled_from(["completions", "chat"]),
+    stream=st.booleans(),
+    timeout_ns=st.integers(1, 10**12),
+    drain_ns=st.integers(0, 10**12),
+    hang_ns=st.integers(1, 10**12),
+    requests=st.lists(
+        st.builds(
+            PlannedRequest,
+            st.integers(0, 10**6),
+            st.integers(0, 10**12),
+            st.binary(max_size=20),
+            st.integers(1, 99),
+            st.integers(1, 99),
+        ),
+        max_size=5,
+    ).map(tuple),
+    slo_ms=st.dictionaries(st.sampled_from(["ttft", "tpot", "e2e"]), st.floats(0.1, 1e5)),
+    stop_after_misses=st.none() | st.integers(1, 99),
+    concurrency=st.none() | st.integers(1, 99),
+    think_time_ns=st.integers(0, 10**10),
+    api_key_env=st.none() | st.just("KEY"),
+)
+
+
+@given(plans)
+def test_a_plan_is_read_as_it_was_written(tmp_path_factory, plan):
+    folder = tmp_path_factory.mktemp("plan")
+    write_plan(plan, {"seed": "1"}, folder)
+    first = {p.name: p.read_bytes() for p in folder.iterdir()}
+    assert read_plan(folder) == (plan, {"seed": "1"})
+    write_plan(plan, {"seed": "1"}, folder)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == first
+
+
+def record(index, *, first=None, last=None, chunks=(), tokens=None, error=None):
+    chunks = array.array("q", chunks)
+    return Record(index, 0, 1, first, last, 10**9, chunks, 5, 3, None, None, tokens, None, 200, error, False, 0)
+
+
+def test_records_are_written_as_the_schema_says(tmp_path):
+    assert Record._fields == tuple(RECORD_SCHEMA.names)
+    path = tmp_path / "requests.parquet"
+    write_records([record(0), record(1, first=5, last=9, chunks=(5, 7, 9), tokens=4)], {"seed": "1"}, path)
+    table = pq.read_table(path)
+    assert table.schema.equals(RECORD_SCHEMA)
+    assert table["chunk_ns"].to_pylist() == [[], [5, 7, 9]]
+    assert table["t_first_ns"].to_pylist() == [None, 5]
+    assert [p.name for p in tmp_path.iterdir()] == ["requests.parquet"]
+
+
+def test_no_records_is_a_file_too(tmp_path):
+    write_records([], {}, tmp_path / "requests.parquet")
+    assert pq.read_table(tmp_path / "requests.parquet").schema.equals(RECORD_SCHEMA)
+
+
+def test_a_request_counts_as_soon_as_it_is_too_old_and_only_once():
+    misses = LiveMisses({"ttft": 100.0, "e2e": 500.0})
+    exchange = Exchange(PlannedRequest(0, 0, b"", 5, 3), 0)
+    misses.watch(exchange)
+    misses.look(99_000_000)
+    assert misses.counts == {"ttft": 0, "e2e": 0}
+    misses.look(101_000_000)
+    assert misses.counts == {"ttft": 1, "e2e": 0}
+    misses.settle(exchange, record(0, first=150_000_000, last=400_000_000))
+    assert misses.counts == {"ttft": 1, "e2e": 0}
+
+
+@pytest.mark.parametrize(
+    ("ended", "counts"),
+    [
+        (record(0, first=99_000_000, last=199_000_000, tokens=11), {"ttft": 0, "tpot": 0}),
+        (record(0, first=101_000_000, last=201_000_000, tokens=11), {"ttft": 1, "tpot": 0}),
+        (record(0, first=0, last=110_000_000, tokens=11), {"ttft": 0, "tpot": 1}),
+        (record(0, first=0, last=110_000_000, tokens=None), {"ttft": 0, "tpot": 0}),
+        (record(0, error="reset"), {"ttft": 1, "tpot": 1}),
+        (record(0, error="cancelled"), {"ttft": 0, "tpot": 0}),
+    ],
+)
+def test_a_finished_request_is_judged_by_its_record(ended, counts):
+    misses = LiveMisses({"ttft": 100.0, "tpot": 10.0})
+    misses.settle(Exchange(PlannedRequest(0, 0, b"", 5, 3), 0), ended)
+    assert misses.counts == counts
+
+
+def test_a_timer_expires_at_its_instant_and_not_before():
+    timer = TimerFd()
+    at_ns = time.monotonic_ns() + 30_000_000
+    timer.set(at_ns)
+    assert timer.expirations() == 0
+    while not timer.expirations():
+        time.sleep(0.001)
+    assert time.monotonic_ns() >= at_ns
+    timer.set(at_ns, every_ns=5_000_000)
+    time.sleep(0.02)
+    assert timer.expirations() >= 4
+    timer.close()

@@ -1,0 +1,117 @@
+"""Every broken file gives exactly the message intended for it, at its line, and never a traceback."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from scenarios.load import check, dump_yaml, load
+from scenarios.spec import Scenario
+
+FOLDER = Path(__file__).parent / "broken"
+EXPECTED: dict[str, list[str]] = tomllib.loads((FOLDER / "expected.toml").read_text(encoding="utf-8"))
+
+EVERY_KEY = {
+    "name": "every-key",
+    "description": "Each key that can be given, so that each can be given wrongly.",
+    "model": {"served_as": "m", "context_tokens": 4096},
+    "engine": {
+        "name": "attached",
+        "base_url": "http://127.0.0.1:8000/v1",
+        "api_key_env": "KEY",
+        "start_timeout_s": 9.0,
+        "hang_timeout_s": 9.0,
+    },
+    "workload": {
+        "api": "chat",
+        "stream": True,
+        "arrivals": {"process": "gamma", "rate": {"rps": 2.0}, "gap_cv": 2.0},
+        "prompt_tokens": {"distribution": "lognormal", "mean": 9.0, "cv": 0.5, "min": 2, "max": 20},
+        "output_tokens": {"distribution": "uniform", "min": 2, "max": 20},
+        "shared_prefix_tokens": 3,
+        "temperature": 0.5,
+        "timeout_s": 30.0,
+        "seed": 3,
+    },
+    "slo": {"ttft": {"percentile": 99.0, "target_ms": 500.0}, "e2e": {"times_unloaded": 3.0}, "alpha": 0.05},
+    "quality": {"tasks": [{"task": "cloze", "margin": 0.1}], "alpha": 0.05, "screen_items": 20},
+    "objective": "meet",
+    "search": {"tuner": "tpe", "seed": 1, "knobs": {"slots": [1, 2]}, "finalists": 2, "tie": 0.02},
+    "budget": {
+        "trials": 2,
+        "wall_clock_s": 60.0,
+        "warmup_s": 1.0,
+        "ramp_s": 1.0,
+        "hold_s": 1.0,
+        "holds": 2,
+        "finalist_blocks": 2,
+        "certify_s": 9.0,
+        "void_retries": 1,
+    },
+}
+JUNK = [None, True, "", "junk", "8", -1, 0, 2.5, 10**30, float("nan"), float("-inf"), [], [[1]], {}, {"junk": 1}]
+JARGON = (
+    "Input should be",
+    "Field required",
+    "Extra inputs",
+    "pydantic",
+    "validator",
+    "Traceback",
+    "<class",
+    "Value error",
+)
+
+
+def places(value, path=()):
+    """The path of every key and item."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, below in items:
+        yield (*path, key)
+        yield from places(below, (*path, key))
+
+
+def at(value, path):
+    return at(value[path[0]], path[1:]) if path else value
+
+
+def replaced(value, path, junk):
+    if not path:
+        return junk
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = replaced(value[path[0]], path[1:], junk)
+    return copy
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.yaml")), ids=lambda f: f.stem)
+def test_the_intended_message(file):
+    assert [str(problem).removeprefix(str(file)).lstrip(": ") for problem in check(file)] == EXPECTED[file.stem]
+
+
+def test_every_expectation_has_its_file():
+    assert set(EXPECTED) == {file.stem for file in FOLDER.glob("*.yaml")}
+    assert len(EXPECTED) >= 28
+
+
+def test_the_key_itself_is_never_repeated():
+    assert not any("sk-not-a-real-key" in message or "secret" in message for m in EXPECTED.values() for message in m)
+
+
+@pytest.mark.parametrize("path", list(places(EVERY_KEY)), ids=lambda path: ".".join(map(str, path)))
+def test_junk_anywhere_is_refused_in_plain_words_or_taken(tmp_path, path):
+    file = tmp_path / "junk.yaml"
+    for junk in JUNK:
+        with file.open("w", encoding="utf-8") as out:
+            YAML().dump(replaced(EVERY_KEY, path, junk), out)
+        problems = check(file)
+        for problem in problems:
+            assert problem.line is not None
+            assert not any(word in str(problem) for word in JARGON), str(problem)
+        if not problems:
+            assert load(file) != Scenario.model_validate(EVERY_KEY) or junk == at(EVERY_KEY, path)
+
+
+def test_the_file_with_every_key_is_fine(tmp_path):
+    file = tmp_path / "every.yaml"
+    file.write_text(dump_yaml(Scenario.model_validate(EVERY_KEY)), encoding="utf-8")
+    assert check(file) == []

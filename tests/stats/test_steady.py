@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+
+from harness.stats.steady import steadiness
+
+RUNS = 200
+
+
+@pytest.fixture
+def saturated_share(queues):
+    def share(*, utilisation, servers, judged):
+        warmup = max(10, judged // 4)
+        q = queues(utilisation=utilisation, servers=servers, n=warmup + judged, runs=RUNS, seed=8)
+        verdicts = [
+            steadiness(arrived, completed, (arrived[warmup - 1], arrived[-1]))
+            for arrived, completed in zip(q.arrived, q.completed, strict=True)
+        ]
+        assert not any(v.steady and v.saturated for v in verdicts)
+        return sum(v.saturated for v in verdicts) / RUNS
+
+    return share
+
+
+@pytest.mark.parametrize("servers", [1, 8])
+@pytest.mark.parametrize("judged", [40, 100, 1000])
+@pytest.mark.parametrize("utilisation", [0.5, 0.8])
+def test_a_stable_queue_is_not_called_saturated(saturated_share, utilisation, servers, judged):
+    assert saturated_share(utilisation=utilisation, servers=servers, judged=judged) < 0.05
+
+
+@pytest.mark.parametrize("servers", [1, 8])
+@pytest.mark.parametrize(("utilisation", "judged"), [(2.0, 150), (1.3, 1000)])
+def test_an_overloaded_queue_is_called_saturated(saturated_share, utilisation, servers, judged):
+    assert saturated_share(utilisation=utilisation, servers=servers, judged=judged) > 0.95
+
+
+def test_a_regular_load_is_seen_through_in_fifty_requests():
+    """Without randomness there is no noise to excuse growth: rate 1.25 times what one server does."""
+    arrived = np.arange(50.0)
+    found = steadiness(arrived, 1.25 * (arrived + 1), (0.0, 49.0))
+    assert found.saturated
+    assert found.slope == pytest.approx(0.8, abs=0.03)
+    assert found.growth == pytest.approx(10, abs=1)
+    assert steadiness(arrived, arrived + 7.3, (10.0, 49.0)).steady
+
+
+def test_falling_behind_by_less_than_the_tolerance_is_a_trend_but_no_saturation():
+    arrived = np.arange(1000.0)
+    found = steadiness(arrived, 1.03 * (arrived + 1), (0.0, 999.0))
+    assert (found.steady, found.saturated) == (False, False)
+    assert found.slope == pytest.approx(0.97, abs=0.01)
+
+
+def test_requests_that_never_complete_are_seen():
+    arrived = np.arange(100.0)
+    completed = np.where(arrived < 50, arrived + 1, np.inf)
+    assert steadiness(arrived, completed, (0.0, 99.0)).saturated
+
+
+def test_a_draining_backlog_is_neither_steady_nor_saturated():
+    arrived = np.concatenate([np.zeros(60), np.arange(1.0, 101.0)])
+    completed = np.concatenate([np.arange(1.0, 61.0), np.arange(1.0, 101.0) + 0.5])
+    found = steadiness(arrived, completed, (0.5, 60.5))
+    assert (found.steady, found.saturated) == (False, False)
+    assert found.slope > 1.9
+
+
+def test_too_little_to_tell():
+    assert steadiness([1.0], [2.0], (5.0, 10.0)) is None
+    found = steadiness([1.0, 2.0, 3.0], [np.inf] * 3, (0.0, 4.0))
+    assert (found.steady, found.saturated) == (False, False)
