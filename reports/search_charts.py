@@ -52,7 +52,8 @@ def trade_off(records: StudyRecords, answer: Answer) -> Figure | None:
         xs, ys = [at[t.number] for t in front], [t.score or 0.0 for t in front]
         traces.append(line(xs, ys, "--muted", name="Pareto front", line=stroke, hoverinfo="skip"))
     for key, (label, colour, symbol) in OUTCOMES.items():
-        group = [t for t in shown if outcome_of(t) == key]
+        # Control and answer have colours of their own: the legend shows the first point's.
+        group = sorted((t for t in shown if outcome_of(t) == key), key=lambda t: t.number in (0, answer.trial))
         if not group:
             continue
         marker = {

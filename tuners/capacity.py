@@ -43,8 +43,7 @@ class Prober(Protocol):
 def knee_rps(ramp: Ramp) -> float | None:
     """The rate at which misses became frequent; None when they did not before the ramp ended.
 
-    The first request of the first window of ``KNEE_WINDOW`` requests with at least ``KNEE_SHARE`` misses
-    that never recovers would be too late; the middle of the first such window is taken.
+    It is taken in the middle of the first ``KNEE_WINDOW`` requests of which ``KNEE_SHARE`` missed a target.
     """
     n = len(ramp.missed)
     window = min(KNEE_WINDOW, n)

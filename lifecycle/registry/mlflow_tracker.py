@@ -92,7 +92,8 @@ class _Projection:
 
     def _parent(self) -> Any:
         study = self._study
-        times = _Times(_ms(study.stamps["study"]), _ms(max(study.stamps.values())))
+        last_s = study.stamps.get("winner", max(study.stamps.values()))  # `tracked/…` steps may follow
+        times = _Times(_ms(study.stamps["study"]), _ms(last_s))
         found = self._runs(f"tags.`autotune.study_digest` = '{study.digest}' and tags.`autotune.role` = 'study'")
         parent = next(iter(found), None)
         if parent is None:

@@ -18,7 +18,7 @@ import pytest
 from lifecycle.registry.base import TrackerUnavailable
 from lifecycle.registry.mlflow_tracker import MlflowTracker
 from lifecycle.registry.recorded import Recorded
-from lifecycle.registry.sync import attempts_of, mirror_all
+from lifecycle.registry.sync import Attempt, attempts_of, mirror_all
 from scenarios.errors import UserError
 
 mlflow = pytest.importorskip("mlflow")
@@ -176,9 +176,12 @@ def test_keeping_the_defaults_is_a_version_and_no_feasible_configuration_is_none
     assert client.get_model_version_by_alias("autotune-tiny", "candidate").tags["outcome"] == "keep_defaults"
 
 
-def test_mirroring_twice_adds_nothing(finished_study):
-    run = finished_study()
+def test_mirroring_twice_adds_nothing(begin_study):
+    writer = begin_study()
+    writer.finish()
+    run = writer.folder
     first = MlflowTracker().mirror(run)
+    writer.append("tracked/mlflow", Attempt(name="mlflow", ok=True, at="", where=first.where, message=""))
     client = client_of(run)
     parent, children = runs_of(client, run)
     second = MlflowTracker().mirror(run)
@@ -186,6 +189,7 @@ def test_mirroring_twice_adds_nothing(finished_study):
 
     assert second == first
     assert parent_again.info.run_id == parent.info.run_id
+    assert parent_again.info.end_time == parent.info.end_time
     assert {t: c.info.run_id for t, c in children_again.items()} == {t: c.info.run_id for t, c in children.items()}
     assert len(client.search_model_versions("name = 'autotune-tiny'")) == 1
     assert len(client.get_metric_history(parent.info.run_id, "gain")) == 1

@@ -65,7 +65,7 @@ def test_tpe_is_nearer_the_best_than_random_on_average():
     def mean_late_score(name):
         scores = []
         for seed in range(6):
-            scores += [t.score for t in search(plugins.load("tuners", name)(space, seed), space, 25)[12:]]
+            scores += [t.score for t in search(plugins.load("tuners", name)(SPACE, seed), SPACE, 25)[12:]]
         return sum(scores) / len(scores)
 
     assert mean_late_score("tpe") > mean_late_score("random") * 1.1
