@@ -19,7 +19,7 @@ MOST_RAMPS = 4  # from 1/2 of the guess to 2000 times it
 KNEE_WINDOW = 16  # requests over which the ramp's misses are averaged
 KNEE_SHARE = 0.25  # share of misses in the window that marks the knee: above the SLO's, below noise
 RAMP_LAG = 0.85  # a ramp outruns the queue it builds: the knee it shows lies above the capacity
-STEP = 1.2  # between holds while only one side of the bracket is known
+STEPS = (1.1, 2.0)  # least and most change of rate between holds while only one side of the bracket is known
 LOAD_CAP = 4.0  # a queue that explodes says "far too fast", not how far
 RACE_SHARE = 0.6  # a knee below this share of the best capacity cannot win: no holds are spent on it
 
@@ -129,10 +129,11 @@ def estimate(
 def _next(low: Probe | None, high: Probe | None) -> float:
     if low and high:
         return math.sqrt(low.rate_rps * high.rate_rps)
+    least, most = STEPS
     if low:
-        return low.rate_rps * STEP
+        return low.rate_rps * min(most, max(least, 1 / (low.load or 1.0)))
     assert high is not None
-    return high.rate_rps / STEP**2
+    return high.rate_rps / min(most, max(least, high.load or most))
 
 
 def _between(low: Probe | None, high: Probe | None) -> float:

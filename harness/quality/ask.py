@@ -99,7 +99,9 @@ def _ask(client: httpx.Client, endpoint: Endpoint, item: Item) -> str:
     if response.status_code != httpx.codes.OK:
         raise EngineCrashed(f"{url}: HTTP {response.status_code} to quality item {item.id}: {response.text[:200]}")
     try:
-        text: str = response.json()["choices"][0]["text"]
+        text = response.json()["choices"][0]["text"]
     except (ValueError, KeyError, IndexError, TypeError) as err:
         raise EngineCrashed(f"{url}: not a completion: {response.text[:200]}") from err
+    if not isinstance(text, str):
+        raise EngineCrashed(f"{url}: not a completion: {response.text[:200]}")
     return text

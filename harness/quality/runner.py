@@ -19,7 +19,7 @@ from harness.quality.scoring import leading_agreement
 from harness.quality.tasks import Item, Task, load_task
 from scenarios.spec import QualityGate
 
-AGREEMENT_FLOOR = 0.05
+AGREEMENT_FLOOR = 0.02
 _OPENINGS = (
     "Once upon a time, there was a",
     "The most important thing about water is that",
