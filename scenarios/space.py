@@ -128,11 +128,8 @@ class SearchSpace:
         """
         if not only:
             return self
-        for name, values in only.items():
-            for value in values:
-                if value not in self[name].choices:
-                    self[name].parse(str(value))
-        return replace(self, knobs=tuple(replace(k, choices=tuple(only.get(k.name, (k.default,)))) for k in self.knobs))
+        wanted = {name: tuple(self[name].parse(str(value)) for value in values) for name, values in only.items()}
+        return replace(self, knobs=tuple(replace(k, choices=wanted.get(k.name, (k.default,))) for k in self.knobs))
 
     @property
     def free(self) -> tuple[Knob, ...]:

@@ -18,8 +18,8 @@ RAMP_SPAN = 8.0  # end rate / start rate of one ramp
 MOST_RAMPS = 4  # from 1/2 of the guess to 2000 times it
 KNEE_WINDOW = 16  # requests over which the ramp's misses are averaged
 KNEE_SHARE = 0.25  # share of misses in the window that marks the knee: above the SLO's, below noise
-RAMP_LAG = 0.85  # a ramp outruns the queue it builds: the knee it shows lies above the capacity
-STEPS = (1.1, 2.0)  # least and most change of rate between holds while only one side of the bracket is known
+RAMP_LAG = 0.65  # a ramp outruns the queue it builds: the knee it shows lies above the capacity
+STEPS = (1.1, 1.5)  # least and most change of rate between holds while only one side of the bracket is known
 LOAD_CAP = 4.0  # a queue that explodes says "far too fast", not how far
 RACE_SHARE = 0.6  # a knee below this share of the best capacity cannot win: no holds are spent on it
 

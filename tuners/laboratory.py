@@ -81,7 +81,7 @@ class Laboratory:
         answers = reference_answers(s.running.endpoint, gate, concurrency=_lanes(s))
         path = folder / "reference-answers.json"
         answers.save(path)
-        return self._relative(path), {score.task: score.accuracy for score in answers.tasks}
+        return self._relative(path), {score.task: score.accuracy for score in answers.scores}
 
     # -- trial ---------------------------------------------------------------------------------------
 

@@ -66,6 +66,7 @@ def test_narrowing_fixes_what_is_not_named_at_its_default():
     assert [k.name for k in narrow.free] == ["slots"]
     assert narrow.default() == SPACE.default()
     assert SPACE.narrowed({}) is SPACE
+    assert SPACE.narrowed({"draft": ("NGRAM",)})["draft"].choices == ("ngram",), "spelt as the engine spells it"
     with pytest.raises(UserError, match="slots=8"):
         SPACE.narrowed({"slots": (8,)})
     with pytest.raises(UserError, match="no knob `slotz`"):
