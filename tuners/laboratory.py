@@ -25,7 +25,7 @@ from tuners.evaluate import Evaluation, Hints, evaluate, recorded_run
 from tuners.results import Certification, FinalsRun, Reference, Run, TrialResult
 from tuners.settle import build_words, median_ms, resolve_targets, resolved
 
-CERTIFY_PARTS = 3  # between which the verdict is looked at: a decided run is not prolonged
+CERTIFY_PARTS = 4  # between which the verdict is looked at: a decided run is not prolonged
 SEEDS_PER_WORKLOAD_SEED = 10_000
 SEED_TRIALS, SEED_WARMUP, SEED_UNLOADED, SEED_FINALS, SEED_CERTIFY = 0, 900, 950, 1000, 5000
 

@@ -28,7 +28,7 @@ from tuners.base import Trial, Tuner
 from tuners.laboratory import infeasible
 from tuners.results import Certification, FinalsRun, Reference, StudyStart, TrialResult, Winner
 
-CERTIFY_SHARES = (0.7, 0.5)  # of the capacity: at the capacity itself a P95 promise is a coin toss
+CERTIFY_SHARES = (0.6, 0.45)  # of the capacity: at the capacity itself a P95 promise is a coin toss
 UNLAUNCHED_PROPOSALS = 200  # configurations that cannot be planned, before the search gives up asking
 
 T = TypeVar("T", bound=BaseModel)
