@@ -12,11 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
+import httpx
 import psutil
 
 from harness import plugins
 from harness.engines.base import Engine, HostLimits, LaunchPlan, ResolvedModel
-from harness.errors import EngineCrashed, HostDisturbed
+from harness.errors import EngineCrashed, EngineHung, HostDisturbed
 from harness.host import StealMeter, limits
 from harness.judge import allowed_misses, judge
 from harness.ledger import unusable
@@ -25,13 +26,14 @@ from harness.load.records import LiveCounters, LoadPlan, LoadResult, PlannedRequ
 from harness.measurement import EngineIdentity, Measurement, RunKind, Telemetry, Verdict
 from harness.models.store import resolve
 from harness.observe import Observed, RunContext, Target, summarise
-from harness.supervise import Running, launch
+from harness.supervise import Running, complete, launch
 from scenarios import workload as schedules
 from scenarios.space import ServingConfig
 from scenarios.spec import Scenario, Workload
 from scenarios.workload import Schedule, Words
 
 NS = 1_000_000_000
+DRAIN_PROBES = 3
 UNLOADED_REQUESTS = 24
 CLOSED_RPS_PER_LANE = 50  # more answers a second than one lane of a closed loop gives
 UNLOADED_SKIPPED = 4  # the first answers pay for cold caches
@@ -185,8 +187,9 @@ class Session:
         schedule = schedules.hold(
             self.workload, self.words, rate_rps=rate_rps, duration_s=warmup_s + seconds, seed=seed
         )
-        misses = _certain_misses(len(schedule.requests), self.subject.targets) if until_certain else None
-        plan = self._load_plan(schedule, drain_s=self._patience_s(), stop_after_misses=misses)
+        judged = sum(r.t_int_ns >= warmup_s * NS for r in schedule.requests)
+        misses = _certain_misses(judged, self.subject.targets) if until_certain else None
+        plan = self._load_plan(schedule, drain_s=self._patience_s(), stop_after_misses=misses, misses_from_s=warmup_s)
         return self._measure("hold", plan, schedule, warmup_s=warmup_s, targets=self.subject.targets, name=name)
 
     def closed(self, seconds: float, seed: int, name: str) -> Loaded:
@@ -214,6 +217,7 @@ class Session:
         drain_s: float,
         concurrency: int | None = None,
         stop_after_misses: int | None = None,
+        misses_from_s: float = 0.0,
     ) -> LoadPlan:
         workload, endpoint = self.workload, self.running.endpoint
         return LoadPlan(
@@ -237,6 +241,7 @@ class Session:
             ),
             slo_ms={t.metric: t.target_ms for t in self.subject.targets},
             stop_after_misses=stop_after_misses,
+            misses_from_ns=round(misses_from_s * NS),
             concurrency=concurrency,
             think_time_ns=round((workload.arrivals.think_time_s or 0) * NS),
             api_key_env=endpoint.api_key_env,
@@ -322,7 +327,18 @@ class Session:
         self.running.check()
         if result.stopped_early == "hung":
             raise self.running.hung(plan.hang_ns / NS)
+        if result.stopped_early:
+            self._let_drain()
         return result
+
+    def _let_drain(self) -> None:
+        """Until the engine has time for a stranger again: what one run left queued is not the next one's latency."""
+        try:
+            for _ in range(DRAIN_PROBES):
+                complete(self.running.endpoint, timeout_s=self.workload.timeout_s)
+        except httpx.HTTPError as err:
+            self.running.check()
+            raise EngineHung(f"{self.subject.engine.name} answers nobody after a run of load: {err}") from err
 
     def _engine_metrics(self) -> dict[str, float]:
         return self.subject.engine.metrics(self.running.endpoint)

@@ -132,7 +132,7 @@ def _attach(engine: Engine, spec: EngineSpec, plan: LaunchPlan, log_path: Path) 
     endpoint = Endpoint(root, plan.base_url, plan.served_model, spec.api_key_env, plan.request_extras)
     started = time.monotonic()
     try:
-        _complete(endpoint, timeout_s=spec.start_timeout_s)
+        complete(endpoint, timeout_s=spec.start_timeout_s)
     except httpx.HTTPStatusError as err:
         said = err.response.text[:200]
         raise EngineStartError(f"{plan.base_url} answers HTTP {err.response.status_code}: {said}") from err
@@ -167,7 +167,7 @@ def _wait_until_ready(engine: Engine, running: Running, deadline: float) -> None
                     break
             time.sleep(_PROBE_EVERY_S)
     try:
-        _complete(running.endpoint, timeout_s=max(1.0, deadline - time.monotonic()))
+        complete(running.endpoint, timeout_s=max(1.0, deadline - time.monotonic()))
     except httpx.HTTPError as err:
         running.check()
         raise EngineStartError(
@@ -176,7 +176,8 @@ def _wait_until_ready(engine: Engine, running: Running, deadline: float) -> None
         ) from err
 
 
-def _complete(endpoint: Endpoint, *, timeout_s: float) -> None:
+def complete(endpoint: Endpoint, *, timeout_s: float) -> None:
+    """One token, asked for like anybody would. Raises httpx.HTTPError."""
     key = os.environ.get(endpoint.api_key_env or "")
     response = httpx.post(
         f"{endpoint.base_url}/completions",

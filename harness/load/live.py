@@ -15,12 +15,14 @@ _DEADLINES = ("ttft", "e2e")
 class LiveMisses:
     """A request counts once per target. ``counts``: target -> requests known to have missed it."""
 
-    def __init__(self, slo_ms: Mapping[str, float]) -> None:
+    def __init__(self, slo_ms: Mapping[str, float], from_ns: int = 0) -> None:
+        """``from_ns``: requests due before are not counted."""
         unknown = set(slo_ms) - {*_DEADLINES, "tpot"}
         if unknown:
             raise ValueError(f"slo_ms: cannot be counted while running: {', '.join(sorted(unknown))}")
         self._target_ns = {metric: round(ms * 1e6) for metric, ms in slo_ms.items()}
         self._young: dict[str, deque[Exchange]] = {m: deque() for m in _DEADLINES if m in slo_ms}
+        self._from_ns = from_ns
         self.counts = dict.fromkeys(slo_ms, 0)
 
     def watch(self, exchange: Exchange) -> None:
@@ -48,7 +50,7 @@ class LiveMisses:
                 self._count(metric, exchange)
 
     def _count(self, metric: str, exchange: Exchange) -> None:
-        if metric not in exchange.missed:
+        if metric not in exchange.missed and exchange.t_int_ns >= self._from_ns:
             exchange.missed.add(metric)
             self.counts[metric] += 1
 

@@ -87,7 +87,7 @@ class LoadRun:
         self.t0_ns = self.elapsed_ns = 0
         self.cpu_s = 0.0
         self._request_event = request_event
-        self._misses = LiveMisses(plan.slo_ms)
+        self._misses: LiveMisses
         self._in_flight: dict[int, Exchange] = {}
         self._over_but_unread: deque[Exchange] = deque()
         self._waiting = iter(sorted(plan.requests, key=lambda r: r.t_int_ns) if plan.mode == "open" else plan.requests)
@@ -100,6 +100,7 @@ class LoadRun:
     def follow_plan(self) -> None:
         """From t0 until every request has ended, in whatever way."""
         self.t0_ns = monotonic_ns() + _LEAD_NS
+        self._misses = LiveMisses(self.plan.slo_ms, self.t0_ns + self.plan.misses_from_ns)
         cpu_before = time.process_time()
         ticker = gevent.spawn(self._tick_forever)
         if self.plan.mode == "open":

@@ -105,6 +105,7 @@ class LoadPlan:
     requests: tuple[PlannedRequest, ...] = field(repr=False)
     slo_ms: dict[str, float] = field(default_factory=dict)
     stop_after_misses: int | None = None
+    misses_from_ns: int = 0  # requests due before are a warm-up: their misses do not count
     concurrency: int | None = None
     think_time_ns: int = 0
     api_key_env: str | None = None  # the NAME; the child reads the value from its environment

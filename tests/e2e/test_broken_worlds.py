@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import engines, finish, start, wait_for, wait_until_gone
+from command_line import engines, finish, start, wait_for, wait_until_gone
 
 pytestmark = [pytest.mark.e2e, pytest.mark.engine]
 

@@ -14,7 +14,7 @@ from harness.ledger import read
 from tuners.results import Winner
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import finish, start, wait_for, wait_until_gone
+from command_line import finish, start, wait_for, wait_until_gone
 
 pytestmark = [pytest.mark.e2e, pytest.mark.engine, pytest.mark.timeout(600)]
 
