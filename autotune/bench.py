@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autotune.console import JsonOption, emit_json, err, next_step, out, table
-from autotune.runs import fresh_folder
+from autotune.runs import fresh_folder, make_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,8 +37,9 @@ def bench(
     """Measure one configuration under the scenario's traffic."""
     from autotune.live import Watch
     from harness.bench import prepare, session
+    from harness.ledger import write_whole
     from scenarios.errors import UserError
-    from scenarios.load import load
+    from scenarios.load import dump_yaml, load
 
     if rate is not None and rate <= 0:
         raise UserError(f"--rate must be > 0, got {rate:g}")
@@ -46,6 +47,8 @@ def bench(
     folder = run or fresh_folder(f"bench-{wanted.name}")
     with Watch(err, quiet=quiet or json) as watch:
         subject = prepare(wanted, folder, watch, build=True)
+        make_folder(folder)
+        write_whole(folder / "scenario.yaml", dump_yaml(wanted))
         space = subject.engine.knobs(subject.model, subject.host)
         config = space.complete(dict(_assignment(space, text) for text in set_ or []))
         recorded = _recorded_reference(Path(scenario))
@@ -79,17 +82,19 @@ def replay(
         there = [name.removeprefix("trial/") for name in ledger if name.startswith("trial/")]
         raise UserError(f"{run} has no trial {trial} (it has {', '.join(there) or 'none'})")
     before = TrialResult.model_validate(ledger[step])
+    if not before.runs:
+        raise UserError(f"trial {trial} was never under load ({before.trial.why}): there is nothing to replay")
     scenario = load(run / "scenario.yaml")
     root = fresh_folder("replay", below=run)
     with Watch(err, quiet=quiet or json) as watch:
         subject = resolved(prepare(scenario, root, watch, build=False), Reference.model_validate(ledger["reference"]))
         config = ServingConfig(scenario.engine.name, before.trial.knobs)
-        guess = before.trial.score if scenario.objective == "goodput" and before.trial.score else 1.0
+        known = before.trial.score if scenario.objective == "goodput" else None
         rate = before.runs[-1].measurement.rate_rps if before.runs else None
         with session(subject, config, root / f"{trial:03d}") as s:
             seed = scenario.workload.seed * SEEDS_PER_WORKLOAD_SEED
             s.warm_up(seed + 900)
-            after = evaluate(s, scenario, rate_rps=rate, seed=seed, hints=Hints(guess, near=True))
+            after = evaluate(s, scenario, rate_rps=rate, seed=seed, hints=Hints(known or 1.0, near=bool(known)))
     _compare(before, after, config.digest == before.trial.config_digest, json=json)
 
 
@@ -151,7 +156,8 @@ def _hold(s: "Session", rate: float | None, seconds: float, seed: int) -> "Loade
         goodput = s.subject.scenario.model_copy(update={"objective": "goodput"})
         found = evaluate(s, goodput, rate_rps=None, seed=seed, hints=Hints(2.0), prefix="capacity-")
         s.subject.observer.note(f"  {found.why}")
-        rate = SHARE_OF_CAPACITY * found.score or 1.0
+        times = arrivals.rate.times_default_capacity if arrivals.rate else None
+        rate = (times or SHARE_OF_CAPACITY) * found.score or 1.0
     return s.hold(rate, seconds, seed, "hold", until_certain=False)
 
 
@@ -185,7 +191,8 @@ def _show(subject: "Subject", loaded: "Loaded", *, json: bool) -> None:
         out.print(f"  {reason}", soft_wrap=True, markup=False)
     out.print(_audit(m))
     out.print(f"records: {subject.root / m.records_path}", soft_wrap=True)
-    next_step(f"autotune tune {subject.scenario.name}")
+    if subject.engine.name != "attached":
+        next_step(f"autotune tune {subject.root / 'scenario.yaml'}")
 
 
 def _audit(m: "Measurement") -> "Table":

@@ -1,6 +1,6 @@
 """The entry hall: names the commands, and turns errors into one message and an exit code.
 
-0 done · 1 no configuration meets the targets, or promotion refused · 2 user error · 3 infrastructure.
+0 done · 1 no configuration meets the targets · 2 user error · 3 infrastructure · 130 stopped by Ctrl-C.
 """
 
 import sys
@@ -34,6 +34,9 @@ app.command()(sync.sync)
 def main() -> None:
     try:
         app()
+    except KeyboardInterrupt:
+        err.print("stopped")
+        sys.exit(130)
     except AutotuneError as error:
         err.print(f"[bold red]error:[/] {_escaped(error)}", soft_wrap=True)
         sys.exit(error.exit_code)

@@ -9,6 +9,8 @@ GIB = 1 << 30
 
 def doctor(json: JsonOption = False) -> None:
     """Say what this machine can run: cores, memory, GPUs, engines, models, trackers."""
+    from rich.markup import escape
+
     from harness import plugins
     from harness.host import fingerprint
     from harness.models.store import cache_folder, list_models
@@ -46,7 +48,7 @@ def doctor(json: JsonOption = False) -> None:
     out.print(machine)
     found = table("\nwhat can run", "kind", "name", "", "says")
     for name, engine in engines.items():
-        found.add_row("engine", name, "[green]ok[/]" if engine["ok"] else "[red]no[/]", str(engine["says"]))
+        found.add_row("engine", name, "[green]ok[/]" if engine["ok"] else "[red]no[/]", escape(str(engine["says"])))
     for name, ok in trackers.items():
         says = "installed" if ok else f"pip install 'autotune-serving\\[{name}]'"
         found.add_row("tracker", name, "[green]ok[/]" if ok else "[yellow]no[/]", says)

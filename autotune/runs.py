@@ -1,5 +1,6 @@
 """Names for run folders: a finished study is never written over."""
 
+import re
 from pathlib import Path
 
 from scenarios.errors import UserError
@@ -26,8 +27,21 @@ def study_folder(run: Path | None, name: str, *, resume: bool) -> Path:
         return run
     if not resume:
         return fresh_folder(name)
-    taken = sorted(RUNS.glob(f"{name}*/ledger.jsonl"), key=lambda path: path.stat().st_mtime)
-    unfinished = [path.parent for path in taken if not (path.parent / "winner.json").exists()]
+    own = re.compile(re.escape(name) + r"(-\d+)?")
+    taken = sorted(RUNS.glob("*/ledger.jsonl"), key=lambda path: path.stat().st_mtime)
+    unfinished = [
+        path.parent for path in taken if own.fullmatch(path.parent.name) and not (path.parent / "winner.json").exists()
+    ]
     if not unfinished:
         raise UserError(f"--resume: there is no unfinished run of {name} in {RUNS}/")
     return unfinished[-1]
+
+
+def make_folder(folder: Path) -> None:
+    """Raises RunFolderUnusable."""
+    from harness.ledger import unusable
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unusable(folder, error) from error

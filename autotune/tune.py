@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autotune.console import JsonOption, emit_json, err, next_step, out
-from autotune.runs import study_folder
+from autotune.runs import make_folder, study_folder
 
 if TYPE_CHECKING:
     from scenarios.spec import Scenario
@@ -47,14 +47,15 @@ def tune(
 
     changes = {"trials": trials, "wall_clock_s": _seconds(budget) if budget else None}
     wanted = _overridden(load(scenario), budget=changes, search={"tuner": tuner, "seed": seed})
+    if resume and any(value is not None for value in (trials, budget, tuner, seed)):
+        raise UserError("--resume goes on as the study was asked for: leave --trials, --budget, --tuner, --seed away")
     folder = study_folder(run, wanted.name, resume=resume)
     if resume and (folder / "scenario.yaml").exists():
         wanted = load(folder / "scenario.yaml")  # as it was asked when the study began
-    command = shlex.join(["autotune", *sys.argv[1:]])
     try:
         with Watch(err, quiet=quiet or json) as watch:
             watch.note(f"run folder: {folder}")
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             subject = prepare(wanted, folder, watch, build=True)
             space = subject.engine.knobs(subject.model, subject.host).narrowed(wanted.search.knobs)
             if not space.free:
@@ -63,7 +64,13 @@ def tune(
                 )
             make = plugins.load("tuners", wanted.search.tuner)
             laboratory = Laboratory(subject, space)
-            study = Study(laboratory, space, make(space, wanted.search.seed), watch, Asked(scenario, command))
+            study = Study(
+                laboratory,
+                space,
+                make(space, wanted.search.seed),
+                watch,
+                Asked(scenario, shlex.join(["autotune", *sys.argv[1:]])),
+            )
             winner = study.run()
             watch.begin("report", None)
             page = html.write(folder)
@@ -76,20 +83,14 @@ def tune(
         err.print(f"  autotune tune {shlex.quote(scenario)} --run {shlex.quote(str(folder))} --resume", soft_wrap=True)
         raise typer.Exit(130) from None
     if json:
+        documents = [m.model_dump(mode="json") for m in mirrors]
         emit_json(
-            {
-                "run": str(folder),
-                "report": str(page),
-                "winner": winner.model_dump(mode="json"),
-                "mirrors": [m.model_dump(mode="json") for m in mirrors],
-            }
+            {"run": str(folder), "report": str(page), "winner": winner.model_dump(mode="json"), "mirrors": documents}
         )
     else:
         print_answer(answer(records.read(folder)))
-        for mirror in mirrors:
-            out.print(str(mirror), soft_wrap=True, markup=False)
-        out.print(f"report: {page}", soft_wrap=True)
-        out.print(f"winner: {folder / 'winner.json'}", soft_wrap=True)
+        for line in (*mirrors, f"report: {page}", f"winner: {folder / 'winner.json'}"):
+            out.print(str(line), soft_wrap=True, markup=False)
         next_step(f"open {page}" if winner.outcome != "none_feasible" else "relax the slo, or widen search.knobs")
     if winner.outcome == "none_feasible":
         raise typer.Exit(1)
@@ -97,10 +98,18 @@ def tune(
 
 def _overridden(scenario: "Scenario", **sections: Mapping[str, object]) -> "Scenario":
     """The scenario with the given values of its sections replaced and validated again; None changes nothing."""
+    from pydantic import ValidationError
+
+    from scenarios.errors import UserError
+
     document = scenario.to_dict()
     for section, values in sections.items():
         document[section].update({k: v for k, v in values.items() if v is not None})
-    return type(scenario).model_validate(document)
+    try:
+        return type(scenario).model_validate(document)
+    except ValidationError as error:
+        said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']}" for e in error.errors())
+        raise UserError(f"these options do not make a valid scenario: {said}") from error
 
 
 def _seconds(text: str) -> float:

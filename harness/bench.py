@@ -5,6 +5,7 @@ Knows nothing of searching: it measures the configuration it is given.
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -34,8 +35,10 @@ from scenarios.workload import Schedule, Words
 
 NS = 1_000_000_000
 DRAIN_PROBES = 3
+FEWEST_REQUESTS = 20  # less says nothing about a P95
 UNLOADED_REQUESTS = 24
 CLOSED_RPS_PER_LANE = 50  # more answers a second than one lane of a closed loop gives
+CLOSED_MOST = 20_000  # requests of one closed loop: they are all made beforehand
 UNLOADED_SKIPPED = 4  # the first answers pay for cold caches
 
 
@@ -165,25 +168,39 @@ class Session:
 
     def unloaded(self, seed: int) -> Loaded:
         """One request at a time: the latency that no queue has touched."""
-        schedule = schedules.sequence(self.workload, self.words, n=UNLOADED_REQUESTS + UNLOADED_SKIPPED, seed=seed)
+        for _ in range(UNLOADED_SKIPPED):
+            complete(self.running.endpoint, timeout_s=self.workload.timeout_s)
+        schedule = schedules.sequence(self.workload, self.words, n=UNLOADED_REQUESTS, seed=seed)
         plan = self._load_plan(schedule, concurrency=1, drain_s=self.workload.timeout_s)
         return self._measure("unloaded", plan, schedule, warmup_s=0.0, targets=())
 
     def ramp(self, start_rps: float, end_rps: float, seed: int, name: str = "ramp") -> Loaded:
         """An exponentially growing rate, cut short once a fifth of all requests has missed a target."""
-        budget = self.subject.scenario.budget
         schedule = schedules.ramp(
-            self.workload, self.words, start_rps=start_rps, end_rps=end_rps, duration_s=budget.ramp_s, seed=seed
+            self.workload,
+            self.words,
+            start_rps=start_rps,
+            end_rps=end_rps,
+            duration_s=self.ramp_seconds(start_rps, end_rps),
+            seed=seed,
         )
-        plan = self._load_plan(schedule, drain_s=1.0, stop_after_misses=max(8, len(schedule.requests) // 5))
+        most = max(8, len(schedule.requests) // 5)
+        plan = self._load_plan(schedule, drain_s=1.0, stop_after_misses={t.metric: most for t in self.subject.targets})
         return self._measure("ramp", plan, schedule, warmup_s=0.0, targets=self.subject.targets, name=name)
 
+    def ramp_seconds(self, start_rps: float, end_rps: float) -> float:
+        """``budget.ramp_s``, or as long as it takes to expect FEWEST_REQUESTS."""
+        mean_rps = (end_rps - start_rps) / math.log(end_rps / start_rps)
+        return max(self.subject.scenario.budget.ramp_s, FEWEST_REQUESTS / mean_rps)
+
     def hold(self, rate_rps: float, seconds: float, seed: int, name: str, *, until_certain: bool) -> Loaded:
-        """A constant rate. The warm-up at that rate comes on top of ``seconds`` and is not judged.
+        """A constant rate. The warm-up at that rate comes on top of ``seconds`` and is not judged; a slow rate
+        is held for as long as it takes to expect FEWEST_REQUESTS.
 
         until_certain: stop once the percentile over the whole hold must lie above a target.
         """
         warmup_s = self.subject.scenario.budget.warmup_s
+        seconds = max(seconds, FEWEST_REQUESTS / rate_rps)
         schedule = schedules.hold(
             self.workload, self.words, rate_rps=rate_rps, duration_s=warmup_s + seconds, seed=seed
         )
@@ -198,7 +215,7 @@ class Session:
         assert concurrency is not None
         warmup_s = self.subject.scenario.budget.warmup_s
         most = concurrency * CLOSED_RPS_PER_LANE * max(1, round(warmup_s + seconds))
-        schedule = schedules.sequence(self.workload, self.words, n=most, seed=seed)
+        schedule = schedules.sequence(self.workload, self.words, n=min(most, CLOSED_MOST), seed=seed)
         plan = self._load_plan(schedule, concurrency=concurrency, drain_s=self._patience_s())
         targets = self.subject.targets
         return self._measure(
@@ -210,13 +227,18 @@ class Session:
         slowest_ms = max((t.target_ms for t in self.subject.targets if t.metric != "tpot"), default=None)
         return self.workload.timeout_s if slowest_ms is None else min(self.workload.timeout_s, 2 + slowest_ms / 1e3)
 
+    def _hang_s(self) -> float:
+        """An answer that is not streamed is silent until it is whole."""
+        seconds = self.subject.scenario.engine.hang_timeout_s
+        return seconds if self.workload.stream else max(seconds, self.workload.timeout_s + 1)
+
     def _load_plan(
         self,
         schedule: Schedule,
         *,
         drain_s: float,
         concurrency: int | None = None,
-        stop_after_misses: int | None = None,
+        stop_after_misses: Mapping[str, int] | None = None,
         misses_from_s: float = 0.0,
     ) -> LoadPlan:
         workload, endpoint = self.workload, self.running.endpoint
@@ -228,7 +250,7 @@ class Session:
             stream=workload.stream,
             timeout_ns=round(workload.timeout_s * NS),
             drain_ns=round(drain_s * NS),
-            hang_ns=round(self.subject.scenario.engine.hang_timeout_s * NS),
+            hang_ns=round(self._hang_s() * NS),
             requests=tuple(
                 PlannedRequest(
                     index=r.index,
@@ -240,7 +262,7 @@ class Session:
                 for r in schedule.requests
             ),
             slo_ms={t.metric: t.target_ms for t in self.subject.targets},
-            stop_after_misses=stop_after_misses,
+            stop_after_misses=dict(stop_after_misses or {}),
             misses_from_ns=round(misses_from_s * NS),
             concurrency=concurrency,
             think_time_ns=round((workload.arrivals.think_time_s or 0) * NS),
@@ -322,7 +344,10 @@ class Session:
                 watch.look()
             return stop_when is not None and stop_when(counters)
 
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise unusable(folder, err) from err
         result = drive(plan, folder, on_live=on_live, metadata=metadata)
         self.running.check()
         if result.stopped_early == "hung":
@@ -387,9 +412,9 @@ class _Tree:
         return spent
 
 
-def _certain_misses(planned: int, targets: tuple[Target, ...]) -> int:
-    """So many misses of ``planned`` requests put the strictest percentile above its target for certain."""
-    return 1 + min(allowed_misses(planned, t.percentile) for t in targets)
+def _certain_misses(planned: int, targets: tuple[Target, ...]) -> dict[str, int]:
+    """Metric -> so many misses of ``planned`` requests put its percentile above the target for certain."""
+    return {t.metric: 1 + allowed_misses(planned, t.percentile) for t in targets}
 
 
 def _body(workload: Workload, prompt: str, output_tokens: int, model: str, extras: Mapping[str, object]) -> bytes:

@@ -84,6 +84,16 @@ class Ledger:
         self.close()
 
 
+def write_whole(path: Path, text: str) -> None:
+    """All of it or nothing, also when killed. Raises RunFolderUnusable."""
+    partial = path.with_name(path.name + ".part")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as err:
+        raise unusable(path, err) from err
+
+
 def unusable(path: Path, err: OSError) -> RunFolderUnusable:
     """The error for a run folder that cannot be written, with what to do next."""
     why = {errno.ENOSPC: "the disk is full: free some space", errno.EACCES: "no permission to write"}

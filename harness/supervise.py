@@ -216,6 +216,8 @@ def classify(log: str, exit_code: int | None) -> FailureClass | None:
 
 
 def _decisive_lines(log_path: Path, most: int = 6) -> tuple[str, ...]:
+    if not log_path.exists():
+        return ()  # attached: its log is somebody else's
     lines = [line.rstrip()[:300] for line in log_path.read_text("utf-8", "replace").splitlines() if line.strip()]
     telling = [line for line in lines if _DECISIVE.search(line)]
     return tuple((telling or lines)[-most:])

@@ -105,7 +105,7 @@ class _Prober:
         loaded = self.session.ramp(start_rps, end_rps, self.seed + attempt, f"{self.prefix}ramp-{attempt}")
         self.runs.append(recorded_run(loaded, self.session))
         missed = loaded.observed.missed
-        growth = np.log(end_rps / start_rps) / self.scenario.budget.ramp_s
+        growth = np.log(end_rps / start_rps) / self.session.ramp_seconds(start_rps, end_rps)
         return capacity.Ramp(start_rps * np.exp(growth * loaded.observed.t_int_s), missed)
 
     def hold(self, rate_rps: float, attempt: int) -> Probe:

@@ -202,7 +202,13 @@ class Laboratory:
         hints = Hints(guess, best_rps=best)
         rate = None
         if self.scenario.objective != "goodput" and self.scenario.workload.arrivals.rate is not None:
-            rate = self.asked_rate(control) or self._times_capacity(s, hints)
+            rate = self.asked_rate(control)
+            if rate is None and control is not None:
+                raise UserError(
+                    "workload.arrivals.rate.times_default_capacity: the default configuration could not be measured "
+                    f"({control.trial.why}); give rate.rps"
+                )
+            rate = rate or self._times_capacity(s, hints)
         return evaluate(s, self.scenario, rate_rps=rate, seed=self._seed(SEED_TRIALS), hints=hints)
 
     def asked_rate(self, control: TrialResult | None) -> float | None:
@@ -262,8 +268,13 @@ class Laboratory:
     def full_quality(self, trial: Trial, reference: Reference) -> QualityVerdict:
         """Every item of every task."""
         folder = self._folder(f"{trial.number:03d}")
-        with session(self.subject, self.config(trial), folder / "quality") as s:
-            return self._judge_quality(s, reference, "full", folder)
+        try:
+            with session(self.subject, self.config(trial), folder / "quality") as s:
+                return self._judge_quality(s, reference, "full", folder)
+        except TrialInfeasible as err:
+            return QualityVerdict(
+                level="full", passed=False, agreement=None, tasks=(), violation=1.0, reasons=(str(err).splitlines()[0],)
+            )
 
     def certify(self, trial: Trial, rate_rps: float, attempt: int) -> Certification:
         """Parts of ``budget.certify_s`` on one engine and fresh traffic, until the verdict on all of them is in."""

@@ -41,6 +41,8 @@ def choose(trials: Sequence[Trial], runs: Sequence[FinalsRun], tie: float) -> Ch
     at all, when every block of the finalist did. Those within ``tie`` of the best are ordered by how few
     knobs they change.
     """
+    if not runs:
+        return Choice((), ())
     by_number = {t.number: t for t in trials}
     control = by_number[CONTROL]
     numbers = sorted({r.trial for r in runs})

@@ -16,8 +16,8 @@ from pydantic import BaseModel
 from harness import host as hosts
 from harness.bench import Observer, Subject
 from harness.engines.base import LaunchPlan
-from harness.errors import ConfigurationImpossible
-from harness.ledger import Ledger, unusable
+from harness.errors import ConfigurationImpossible, TrialInfeasible
+from harness.ledger import Ledger, write_whole
 from harness.measurement import QualityVerdict, dump
 from scenarios.errors import UserError
 from scenarios.load import dump_yaml
@@ -111,6 +111,8 @@ class Study:
         finals = self._finals(ledger, results, [control, *best] if best else [])
         choice = select.choose(trials, finals, self.scenario.search.tie)
         chosen, quality = self._first_that_keeps_quality(ledger, trials, choice, reference)
+        if chosen == select.CONTROL and not (control.feasible and control.score):
+            return _step(ledger, "winner", Winner, lambda: answer.none_feasible(self.scenario, results))
         certified = self._certify(ledger, results, chosen, choice)
         evidence = answer.Evidence(
             self.scenario, results, choice, chosen, self._plan(trials[chosen]), quality, certified
@@ -118,11 +120,7 @@ class Study:
         return _step(ledger, "winner", Winner, lambda: answer.found(evidence))
 
     def _start(self) -> StudyStart:
-        path = self.root / "scenario.yaml"
-        try:
-            path.write_text(dump_yaml(self.scenario), encoding="utf-8")
-        except OSError as err:
-            raise unusable(path, err) from err
+        write_whole(self.root / "scenario.yaml", dump_yaml(self.scenario))
         subject = self.laboratory.subject
         return StudyStart(
             scenario=self.scenario.to_dict(),
@@ -243,12 +241,16 @@ class Study:
         certified: Certification | None = None
         for attempt, rate_rps in enumerate([asked] if asked else [share * capacity for share in CERTIFY_SHARES]):
             self.observer.note(f"certify trial {chosen:03d} at {rate_rps:.2f} requests/s")
-            certified = _step(
-                ledger,
-                f"certify/{chosen:03d}/{attempt}",
-                Certification,
-                lambda k=attempt, r=rate_rps: self.laboratory.certify(trial, r, k),  # type: ignore[misc]
-            )
+            try:
+                certified = _step(
+                    ledger,
+                    f"certify/{chosen:03d}/{attempt}",
+                    Certification,
+                    lambda k=attempt, r=rate_rps: self.laboratory.certify(trial, r, k),  # type: ignore[misc]
+                )
+            except TrialInfeasible as err:
+                self.observer.note(f"  not certified: {err}")
+                continue
             if certified.run.verdict.outcome == "PASS":
                 break
         return certified
@@ -258,13 +260,7 @@ class Study:
 
     def _save(self, winner: Winner) -> None:
         """``winner.json``, whole or not at all. Its presence says that the study is finished."""
-        path = self.root / "winner.json"
-        partial = path.with_suffix(".part")
-        try:
-            partial.write_text(winner.model_dump_json(indent=2) + "\n", encoding="utf-8")
-            partial.replace(path)
-        except OSError as err:
-            raise unusable(path, err) from err
+        write_whole(self.root / "winner.json", winner.model_dump_json(indent=2) + "\n")
 
 
 def describe(config: ServingConfig, space: SearchSpace) -> str:

@@ -1,7 +1,7 @@
-"""llama.cpp's continuous-batching server: the embedded default, on any CPU or GPU.
+"""llama.cpp's continuous-batching server: the embedded default, on any CPU.
 
 Knows its knobs, its flags and its memory; nothing of load or targets. The planned flags are those of
-`llama-server`; without such a binary on PATH the wheel `xllamacpp` serves behind the same flags.
+`llama-server`. The wheel `xllamacpp` serves behind them where it is installed, else the binary on PATH.
 """
 
 import importlib.metadata
@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from harness.engines.base import Endpoint, HostLimits, LaunchPlan, ResolvedModel
-from harness.errors import ConfigurationImpossible, EngineNotInstalled, FailureClass
+from harness.errors import ConfigurationImpossible, EngineCrashed, EngineNotInstalled, FailureClass
 from harness.models.gguf_shape import ModelShape, shape
 from scenarios.space import Knob, SearchSpace, ServingConfig, Value
 from scenarios.spec import EngineSpec
@@ -24,6 +24,8 @@ from scenarios.spec import EngineSpec
 BINARY = "llama-server"
 GIB = 1 << 30
 KV_BYTES: Mapping[str, float] = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}  # ggml block sizes / block lengths
+KV_SIZES = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
+KV_SHARE = 0.4  # of the host's memory that the default KV cache may take
 MEMORY_SHARE = 0.9  # of the host's memory that a plan may expect to use
 
 
@@ -44,8 +46,12 @@ class LlamaCpp:
         return f"{BINARY} {(said.stderr or said.stdout).strip().splitlines()[0]}"
 
     def knobs(self, model: ResolvedModel, host: HostLimits) -> SearchSpace:
-        trained = shape(model.variants[model.reference_variant]).context_tokens
-        sizes = [s for s in (1024, 2048, 4096, 8192, 16384, 32768, 65536) if s >= model.ref.context_tokens]
+        reference = shape(model.variants[model.reference_variant])
+        fits = int(KV_SHARE * host.memory_bytes / reference.kv_bytes_per_token(KV_BYTES["f16"]))
+        sizes = [s for s in KV_SIZES if model.ref.context_tokens <= s]
+        trained = reference.context_tokens
+        if trained > fits:  # llama-server's own default would not start here
+            trained = max((s for s in sizes if s <= fits), default=sizes[0])
         threads = sorted({1, 2, *(t for t in (4, 8, 16, 32, 64) if t < host.cores), host.cores})
         return SearchSpace(
             self.name,
@@ -71,7 +77,8 @@ class LlamaCpp:
                     tuple(sorted({*sizes, trained})),
                     trained,
                     "memory",
-                    "Tokens the KV cache holds, all slots together.",
+                    "Tokens the KV cache holds, all slots together. Default: the context the model was trained on, "
+                    "or what fits.",
                 ),
                 Knob(
                     "kv_layout",
@@ -172,13 +179,19 @@ class LlamaCpp:
         return None
 
     def tokenize(self, endpoint: Endpoint, text: str) -> list[int] | None:
-        answer = httpx.post(f"{endpoint.root_url}/tokenize", json={"content": text}, timeout=10, trust_env=False)
-        answer.raise_for_status()
+        try:
+            answer = httpx.post(f"{endpoint.root_url}/tokenize", json={"content": text}, timeout=30, trust_env=False)
+            answer.raise_for_status()
+        except httpx.HTTPError as err:
+            raise EngineCrashed(f"{self.name} does not tokenize: {err}") from err
         tokens: list[int] = answer.json()["tokens"]
         return tokens
 
     def metrics(self, endpoint: Endpoint) -> dict[str, float]:
-        answer = httpx.get(f"{endpoint.root_url}/metrics", timeout=10, trust_env=False)
+        try:
+            answer = httpx.get(f"{endpoint.root_url}/metrics", timeout=10, trust_env=False)
+        except httpx.HTTPError:
+            return {}  # busy, or gone: whoever drives it finds out
         if answer.status_code != httpx.codes.OK:
             return {}
         return {m[1]: float(m[2]) for m in re.finditer(r"^llamacpp:(\w+) (\S+)$", answer.text, re.MULTILINE)}

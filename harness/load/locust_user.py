@@ -248,8 +248,7 @@ class LoadRun:
             self.loop_lag_ns.append(now_ns - due_ns)
             self._cut_overdue(now_ns)
             self._misses.look(now_ns)
-            limit = self.plan.stop_after_misses
-            if limit is not None and any(n >= limit for n in self._misses.counts.values()):
+            if any(self._misses.counts[metric] >= most for metric, most in self.plan.stop_after_misses.items()):
                 self.stop("misses")
             heard_ns = max(self.transport.newest_bytes_ns, self._busy_since_ns)
             if self._in_flight and now_ns - heard_ns > self.plan.hang_ns:

@@ -90,7 +90,7 @@ class LoadPlan:
     ``mode`` closed: ``concurrency`` requests are kept in flight, in plan order, each started
     ``think_time_ns`` after the previous answer on its lane; ``t_int_ns`` is then set when it is due.
     ``slo_ms``: {"ttft": 180.0, ...}, for live miss counters only; verdicts are the parent's.
-    ``stop_after_misses``: end early once so many requests missed a target (None: never).
+    ``stop_after_misses``: end early once so many requests missed a target, by metric (empty: never).
     ``drain_ns``: how long to wait for answers after the last intended send.
     """
 
@@ -104,7 +104,7 @@ class LoadPlan:
     hang_ns: int
     requests: tuple[PlannedRequest, ...] = field(repr=False)
     slo_ms: dict[str, float] = field(default_factory=dict)
-    stop_after_misses: int | None = None
+    stop_after_misses: dict[str, int] = field(default_factory=dict)
     misses_from_ns: int = 0  # requests due before are a warm-up: their misses do not count
     concurrency: int | None = None
     think_time_ns: int = 0

@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import psutil
 
+MARK, TOKEN = "AUTOTUNE_TEST_SESSION", uuid.uuid4().hex  # inherited by everything that a test starts
 AUTOTUNE = [str(Path(sys.executable).with_name("autotune"))]
 
 
@@ -15,7 +17,7 @@ def start(*argv, cwd, **env) -> subprocess.Popen:
     return subprocess.Popen(
         [*AUTOTUNE, *map(str, argv)],
         cwd=cwd,
-        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "80", **env},
+        env={**os.environ, MARK: TOKEN, "NO_COLOR": "1", "COLUMNS": "80", **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -28,7 +30,7 @@ def finish(process: subprocess.Popen, timeout_s: float = 150) -> subprocess.Comp
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def wait_for(path: Path, process: subprocess.Popen, seconds: float = 90) -> None:
+def wait_for(path: Path, process: subprocess.Popen, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not path.exists():
         assert process.poll() is None, process.communicate()
@@ -37,11 +39,13 @@ def wait_for(path: Path, process: subprocess.Popen, seconds: float = 90) -> None
 
 
 def engines() -> list[psutil.Process]:
-    """Every engine, guard and load child on this machine."""
+    """Every engine, guard and load child that these tests started."""
     found = []
     for process in psutil.process_iter():
         try:
             line = " ".join(process.cmdline())
+            if process.environ().get(MARK) != TOKEN:
+                continue
             if "llamacpp_server.py" in line or "harness.load.locust_user" in line or "guard.py" in line:
                 found.append(process)
         except psutil.Error:

@@ -15,7 +15,7 @@ from command_line import finish, start
 SCENARIO = """
 name: tiny
 model: {{name: smollm2-135m-instruct, context_tokens: 128}}
-engine: {{hang_timeout_s: 3{engine}}}
+engine: {{start_timeout_s: 60{engine}}}
 workload:
   prompt_tokens: {{distribution: uniform, min: 4, max: 10}}
   output_tokens: {{distribution: uniform, min: 4, max: 8}}

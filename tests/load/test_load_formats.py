@@ -138,7 +138,7 @@ plans = st.builds(
         max_size=5,
     ).map(tuple),
     slo_ms=st.dictionaries(st.sampled_from(["ttft", "tpot", "e2e"]), st.floats(0.1, 1e5)),
-    stop_after_misses=st.none() | st.integers(1, 99),
+    stop_after_misses=st.dictionaries(st.sampled_from(["ttft", "e2e"]), st.integers(1, 99)),
     concurrency=st.none() | st.integers(1, 99),
     think_time_ns=st.integers(0, 10**10),
     api_key_env=st.none() | st.just("KEY"),
@@ -186,6 +186,14 @@ def test_a_request_counts_as_soon_as_it_is_too_old_and_only_once():
     assert misses.counts == {"ttft": 1, "e2e": 0}
     misses.settle(exchange, record(0, first=150_000_000, last=400_000_000))
     assert misses.counts == {"ttft": 1, "e2e": 0}
+
+
+def test_misses_of_the_warm_up_do_not_count():
+    misses = LiveMisses({"ttft": 100.0}, from_ns=1_000)
+    for index, due_ns in enumerate((0, 999, 1_000)):
+        misses.watch(Exchange(PlannedRequest(index, due_ns, b"", 5, 3), due_ns))
+    misses.look(500_000_000)
+    assert misses.counts == {"ttft": 1}
 
 
 @pytest.mark.parametrize(

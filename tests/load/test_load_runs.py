@@ -61,7 +61,7 @@ def test_ends_when_enough_targets_are_missed(fresh_server, tmp_path):
         *[[["hang"]]] * 200,
         every_s=0.01,
         slo_ms={"ttft": 50.0, "e2e": 10_000.0, "tpot": 20.0},
-        stop_after_misses=10,
+        stop_after_misses={"ttft": 10},
     )
     seen = []
     result = drive(plan, tmp_path, on_live=lambda c: seen.append(c) or False, metadata=META)
