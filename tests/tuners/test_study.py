@@ -274,6 +274,37 @@ def test_no_feasible_configuration_names_the_nearest_miss(tmp_path):
     assert "trial 000 came nearest: it missed slo by 50%" in winner.nearest_miss
 
 
+def test_when_every_other_trial_fails_the_defaults_are_kept(tmp_path):
+    class Fragile(Law):
+        def trial(self, number, config, earlier, reference):
+            if number == 0:
+                return super().trial(number, config, earlier, reference)
+            return super().trial(number, config.with_knobs(crash=True), earlier, reference)
+
+    run = study(tmp_path / "run", asked=scenario(trials=3))
+    run.laboratory = Fragile(run.laboratory.subject)
+    winner = run.run()
+    assert winner.outcome == "keep_defaults"
+    assert winner.score == 8.0
+
+
+def test_defaults_that_fail_are_not_kept_when_the_finalists_fail_too(tmp_path):
+    class Fading(Law):
+        def trial(self, number, config, earlier, reference):
+            result = super().trial(number, config, earlier, reference)
+            if number == 0:
+                dead = result.trial.model_copy(update={"score": 0.0, "constraints": {"slo": 0.4}})
+                return result.model_copy(update={"trial": dead})
+            return result
+
+        def final(self, block, position, trial, control):
+            return super().final(block, position, trial, control).model_copy(update={"score": 0.0})
+
+    run = study(tmp_path / "run")
+    run.laboratory = Fading(run.laboratory.subject)
+    assert run.run().outcome == "none_feasible"
+
+
 def test_a_void_step_is_never_recorded(tmp_path):
     class Busy(Law):
         def trial(self, number, config, earlier, reference):
