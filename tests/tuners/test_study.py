@@ -28,7 +28,7 @@ from tuners.base import Trial
 from tuners.laboratory import infeasible
 from tuners.optuna_tuner import OptunaTuner
 from tuners.results import Capacity, Certification, FinalsRun, Reference, Run, TrialResult
-from tuners.study import Asked, Study
+from tuners.study import CERTIFY_SHARES, Asked, Study
 
 SPACE = SearchSpace(
     "law",
@@ -201,7 +201,7 @@ def test_the_best_that_keeps_its_accuracy_wins(tmp_path):
     assert winner.config["knobs"] == {"variant": "q8", "slots": 8, "crash": False}
     assert winner.gain.value == pytest.approx(24 / 8)
     assert winner.gain.low == pytest.approx(3.0)
-    assert winner.certified_rate_rps == pytest.approx(0.7 * 24 * 1.01), (
+    assert winner.certified_rate_rps == pytest.approx(CERTIFY_SHARES[1] * 24 * 1.01), (
         "the first share was undecided, the second passed"
     )
     assert winner.export["law"] == "law --variant=q8 --slots=8 --crash=False"
