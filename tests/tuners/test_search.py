@@ -48,17 +48,17 @@ def search(tuner, space, trials, score=law, quality=lambda c: 0.0):
 
 
 def test_tpe_learns_from_a_constraint_that_it_was_told():
-    """Q4_0 scores best and always breaks the constraint: TPE proposes it less often than chance would."""
+    """Q4_0 scores best: TPE runs after it, unless it was told that Q4_0 breaks a constraint."""
 
-    def share(name):
+    def share(violation):
         late = []
         for seed in range(6):
-            tuner = plugins.load("tuners", name)(SPACE, seed)
-            history = search(tuner, SPACE, 24, quality=lambda c: 0.2 if c.knobs["variant"] == "Q4_0" else -0.2)
+            tuner = plugins.load("tuners", "tpe")(SPACE, seed)
+            history = search(tuner, SPACE, 18, quality=lambda c: violation if c.knobs["variant"] == "Q4_0" else -0.2)
             late += [t.knobs["variant"] == "Q4_0" for t in history[8:]]
         return sum(late) / len(late)
 
-    assert share("tpe") < 0.7 * share("random")
+    assert share(0.2) < 0.75 * share(-0.2)
 
 
 def test_tpe_is_nearer_the_best_than_random_on_average():
