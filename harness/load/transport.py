@@ -3,6 +3,7 @@
 Knows nothing of schedules or gevent: it blocks, and is patched to switch instead in the load child.
 """
 
+import contextlib
 import errno
 import os
 import socket
@@ -141,14 +142,13 @@ class Transport:
 
     def _connect(self, family: int, address: tuple[str, int]) -> socket.socket:
         sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
+        with contextlib.ExitStack() as unless_connected:
+            unless_connected.callback(sock.close)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.connect(address)
             if self._tls is not None:
                 sock = self._tls.wrap_socket(sock, server_hostname=self._hostname)
-        except BaseException:
-            sock.close()
-            raise
+            unless_connected.pop_all()
         self.opened += 1
         return sock
 
