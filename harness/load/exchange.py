@@ -127,6 +127,9 @@ class Exchange:
             error=error,
             connection_reused=self.connection_reused,
             bytes_received=self.bytes_received,
+            traffic_class=self.request.traffic_class,
+            session=self.request.session,
+            turn=self.request.turn,
         )
 
     @property

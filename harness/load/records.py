@@ -38,6 +38,9 @@ RECORD_SCHEMA = pa.schema(
         pa.field("error", pa.string()),  # null: success. Else one of ERRORS
         pa.field("connection_reused", pa.bool_(), nullable=False),
         pa.field("bytes_received", pa.int64(), nullable=False),
+        pa.field("traffic_class", pa.string(), nullable=False),  # of a mix of classes; "": there is just one
+        pa.field("session", pa.int64()),  # the conversation it is a turn of; null: it stands alone
+        pa.field("turn", pa.int64(), nullable=False),  # of its session, from 0
     ]
 )
 
@@ -69,17 +72,30 @@ class Record(NamedTuple):
     error: str | None
     connection_reused: bool
     bytes_received: int
+    traffic_class: str = ""
+    session: int | None = None
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedRequest:
-    """One request of the schedule. ``body``: the exact bytes of the HTTP body (JSON, UTF-8)."""
+    """One request of the schedule. ``body``: the exact bytes of the HTTP body (JSON, UTF-8).
+
+    A first turn is due at ``t_int_ns``. A later turn names the request it follows in ``after``, and is due
+    ``think_ns`` after that one has ended; its ``t_int_ns`` is then only where it would fall if every answer
+    took no time, and orders the plan.
+    """
 
     index: int
     t_int_ns: int
     body: bytes
     prompt_tokens_asked: int
     output_tokens_asked: int
+    traffic_class: str = ""
+    session: int | None = None
+    turn: int = 0
+    after: int | None = None
+    think_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +105,9 @@ class LoadPlan:
     ``mode`` open: every request is fired at t0 + t_int_ns, whatever became of the others.
     ``mode`` closed: ``concurrency`` requests are kept in flight, in plan order, each started
     ``think_time_ns`` after the previous answer on its lane; ``t_int_ns`` is then set when it is due.
-    ``slo_ms``: {"ttft": 180.0, ...}, for live miss counters only; verdicts are the parent's.
-    ``stop_after_misses``: end early once so many requests missed a target, by metric (empty: never).
+    ``slo_ms``: target -> ms, for live miss counters only; verdicts are the parent's. A target is named
+    "ttft" (of all requests) or "chat.ttft" (of the traffic class chat).
+    ``stop_after_misses``: end early once so many requests missed a target, by its name (empty: never).
     ``drain_ns``: how long to wait for answers after the last intended send.
     """
 
@@ -122,7 +139,7 @@ class LiveCounters:
     failed: int
     in_flight: int
     late: int  # sent more than 1 ms after the intended time
-    misses: dict[str, int]  # per SLO metric, unfinished requests older than their target included
+    misses: dict[str, int]  # per target of slo_ms, unfinished requests older than their target included
     newest_token_age_s: float | None  # None: nothing in flight
 
 
@@ -160,6 +177,11 @@ _REQUESTS_SCHEMA = pa.schema(
         pa.field("body", pa.large_binary(), nullable=False),
         pa.field("prompt_tokens_asked", pa.int64(), nullable=False),
         pa.field("output_tokens_asked", pa.int64(), nullable=False),
+        pa.field("traffic_class", pa.string(), nullable=False),
+        pa.field("session", pa.int64()),
+        pa.field("turn", pa.int64(), nullable=False),
+        pa.field("after", pa.int64()),
+        pa.field("think_ns", pa.int64(), nullable=False),
     ]
 )
 

@@ -180,7 +180,7 @@ latencies = st.lists(st.one_of(st.floats(1, 300), st.just(math.inf)), min_size=1
 
 
 @given(latencies, st.floats(1.0, 5.0))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_tightening_a_target_never_turns_fail_into_pass(latency, factor):
     loose = evidence(latency, TTFT, ALPHA)
     tight = evidence(latency, Target("ttft", 95, 100.0 / factor), ALPHA)

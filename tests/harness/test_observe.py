@@ -43,6 +43,9 @@ def request(at_ms, *, sent=1.0, chunks=(100.0, 110.0, 120.0), end=None, **column
         "error": None,
         "connection_reused": True,
         "bytes_received": 100,
+        "traffic_class": "",
+        "session": None,
+        "turn": 0,
         **columns,
     }
 

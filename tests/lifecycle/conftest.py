@@ -61,6 +61,9 @@ RECORD = {
     "error": None,
     "connection_reused": True,
     "bytes_received": 512,
+    "traffic_class": "",
+    "session": None,
+    "turn": 0,
 }
 
 

@@ -128,6 +128,9 @@ def simulate(knobs, rate_rps, seconds, seed, failures=0.004):
                 "error": "reset" if failed else None,
                 "connection_reused": True,
                 "bytes_received": 0 if failed else 100 * tokens,
+                "traffic_class": "",
+                "session": None,
+                "turn": 0,
             }
         )
     return rows

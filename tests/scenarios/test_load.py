@@ -162,7 +162,7 @@ scenarios = st.builds(
 
 
 @given(scenarios)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_dump_reads_back_equal(tmp_path_factory, scenario):
     file = tmp_path_factory.mktemp("dump") / "again.yaml"
     file.write_text(dump_yaml(scenario), encoding="utf-8")

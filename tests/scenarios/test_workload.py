@@ -40,7 +40,7 @@ workloads = st.builds(
 
 
 @given(workloads, rates, seeds)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_same_seed_same_schedule(words, workload, rate_rps, seed):
     first, second = (hold(workload, words, rate_rps=rate_rps, duration_s=3, seed=seed) for _ in range(2))
     assert first == second
@@ -48,7 +48,7 @@ def test_same_seed_same_schedule(words, workload, rate_rps, seed):
 
 
 @given(workloads, rates, seeds, st.tuples(st.floats(0.5, 4), st.floats(4, 12)))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_longer_hold_begins_with_the_shorter_one(words, workload, rate_rps, seed, durations_s):
     short_s, long_s = durations_s
     short = hold(workload, words, rate_rps=rate_rps, duration_s=short_s, seed=seed).requests
@@ -58,7 +58,7 @@ def test_a_longer_hold_begins_with_the_shorter_one(words, workload, rate_rps, se
 
 
 @given(workloads, rates, rates, seeds)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_at_another_rate_the_same_requests_come_at_scaled_times(words, workload, rate_a, rate_b, seed):
     a = hold(workload, words, rate_rps=rate_a, duration_s=20 / rate_a, seed=seed).requests
     b = hold(workload, words, rate_rps=rate_b, duration_s=25 / rate_b, seed=seed).requests
@@ -73,7 +73,7 @@ def test_at_another_rate_the_same_requests_come_at_scaled_times(words, workload,
 
 
 @given(workloads, seeds, st.floats(0.5, 5), st.floats(0.2, 8))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_ramp_is_the_unit_rate_process_on_a_stretched_clock(words, workload, seed, start_rps, factor):
     end_rps, duration_s = start_rps * factor, 5.0
     ramped = ramp(workload, words, start_rps=start_rps, end_rps=end_rps, duration_s=duration_s, seed=seed).requests
@@ -88,7 +88,7 @@ def test_a_ramp_is_the_unit_rate_process_on_a_stretched_clock(words, workload, s
 
 
 @given(workloads, seeds)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_sequence_has_the_requests_of_a_hold_without_times(words, workload, seed):
     held = hold(workload, words, rate_rps=10, duration_s=2, seed=seed).requests
     if held:
@@ -98,7 +98,7 @@ def test_a_sequence_has_the_requests_of_a_hold_without_times(words, workload, se
 
 
 @given(workloads, seeds)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_request_is_what_it_says_and_fits(words, workload, seed):
     for r in hold(workload, words, rate_rps=10, duration_s=3, seed=seed).requests:
         assert r.prompt.count(" ") == len(r.prompt.split()) == r.prompt_tokens

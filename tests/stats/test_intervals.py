@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -14,7 +14,6 @@ from harness.stats.intervals import binomial_upper, mean_interval, percentile, p
     st.integers(0, 20),
     st.sampled_from([50, 90, 95, 99]),
 )
-@settings(deadline=None)
 def test_percentile_is_the_value_at_its_rank(values, failures, q):
     x = [*values, *[math.inf] * failures]
     assert percentile(x, q) == sorted(x)[-(-q * len(x) // 100) - 1]

@@ -5,7 +5,7 @@ from math import comb, exp, log
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import binom
@@ -74,7 +74,6 @@ def test_agrees_with_quadrature_for_a_million_requests(share):
 
 
 @given(counts, st.floats(0, 50))
-@settings(deadline=None)
 def test_more_misses_never_speak_for_the_target(case, more):
     misses, n = case
     worse = min(misses + more, n)
@@ -83,7 +82,6 @@ def test_more_misses_never_speak_for_the_target(case, more):
 
 
 @given(counts)
-@settings(deadline=None)
 def test_evidence_is_finite_and_never_for_both(case):
     for_it, against_it = log_e_pass(*case), log_e_fail(*case)
     assert np.isfinite(for_it)
@@ -92,7 +90,6 @@ def test_evidence_is_finite_and_never_for_both(case):
 
 
 @given(st.integers(0, 200), st.floats(0.01, 0.2))
-@settings(deadline=None)
 def test_is_an_e_value_at_the_boundary(n, q0):
     """Averaged over the counts of a coin with exactly q0, each is 1: what Ville's inequality needs."""
     t = np.arange(n + 1)

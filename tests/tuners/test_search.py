@@ -79,7 +79,7 @@ def test_a_control_outside_the_narrowed_choices_does_not_disturb_the_search():
     assert len(history) == 3, "control and the two configurations there are"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32), st.integers(1, 12))
 def test_replaying_a_history_gives_the_same_next_proposal(seed, length):
     make = plugins.load("tuners", "tpe")
