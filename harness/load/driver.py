@@ -18,12 +18,14 @@ from harness.ledger import unusable
 from harness.load.records import (
     AUDIT_FILE,
     RECORDS_FILE,
+    ROWS_FILE,
     LiveCounters,
     LoadPlan,
     LoadResult,
     delete_plan,
     write_plan,
 )
+from harness.load.tables import table_of, write_records
 
 _SILENCE_S = 60.0  # the child speaks every 250 ms while it runs, and needs seconds to write many records
 _LOG_FILE = "load.log"
@@ -45,16 +47,24 @@ def drive(
     assert plan.requests, "a load plan without requests"
     try:
         with _writing_to(folder):
-            write_plan(plan, metadata, folder)
+            write_plan(plan, folder)
         with _child(folder) as child:
             done = _listen(child, folder, on_live)
         result = LoadResult(**{**done, "records_path": folder / RECORDS_FILE})
-        audit = json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n"
-        with _writing_to(folder):
-            (folder / AUDIT_FILE).write_text(audit, encoding="utf-8")
+        with _writing_to(result.records_path):
+            _keep(result, plan, metadata, folder)
     finally:
         delete_plan(folder)
     return result
+
+
+def _keep(result: LoadResult, plan: LoadPlan, metadata: Mapping[str, str], folder: Path) -> None:
+    """Raises OSError."""
+    table = table_of((folder / ROWS_FILE).read_bytes(), plan.requests)
+    stamps = {"t0_monotonic_ns": str(result.t0_monotonic_ns), "t0_wall_iso": result.t0_wall_iso}
+    write_records(table, {**metadata, **stamps}, result.records_path)
+    audit = json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n"
+    (folder / AUDIT_FILE).write_text(audit, encoding="utf-8")
 
 
 @contextlib.contextmanager

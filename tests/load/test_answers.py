@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.load.driver import drive
-from harness.load.records import RECORD_SCHEMA
+from harness.load.tables import RECORD_SCHEMA
 
 STREAM = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 CHUNKED = STREAM + "Transfer-Encoding: chunked\r\n\r\n"
