@@ -239,7 +239,6 @@ PARENT = textwrap.dedent("""
     import sys
     from pathlib import Path
     from harness.load.driver import drive
-from harness.load.records import write_plan
     from harness.load.records import LoadPlan, PlannedRequest
     settings = eval(sys.argv[1])
     requests = tuple(PlannedRequest(**r) for r in settings.pop("requests"))
@@ -277,7 +276,6 @@ def test_out_of_descriptors_is_our_fault_not_the_servers(fresh_server, tmp_path)
         from pathlib import Path
         from harness.errors import LoadGeneratorSaturated
         from harness.load.driver import drive
-from harness.load.records import write_plan
         from harness.load.records import LoadPlan, PlannedRequest
         resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
         settings = eval(sys.argv[1])
