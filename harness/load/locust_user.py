@@ -1,7 +1,7 @@
 """The load child: Locust with one user that fires a finished schedule, whatever becomes of the answers.
 
-Run as ``python -m harness.load.locust_user FOLDER`` by driver.py; the only module that imports Locust or
-gevent. Knows nothing of scenarios, percentile targets or verdicts.
+Run as ``python -m harness.load.locust_user FOLDER PARENT_PID`` by driver.py; with locust_fleet.py the only
+module that imports Locust or gevent. Knows nothing of scenarios, percentile targets or verdicts.
 """
 
 # ruff: noqa: I001 - importing locust patches the standard library: it comes first
@@ -17,11 +17,11 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic_ns
-from typing import Any
+from typing import Any, Protocol
 
 import gevent
 import gevent.event
@@ -31,6 +31,7 @@ from locust.exception import StopUser
 from harness.load import records
 from harness.load.priority import first_in_line
 from harness.load.exchange import Exchange
+from harness.load.loop import READABLE
 from harness.load.records import PackedPlan
 from harness.load.run import LoadRun
 from harness.load.tally import Tally, combined
@@ -47,37 +48,54 @@ class OpenLoopUser(locust.User):  # type: ignore[misc]
 
     @locust.task  # type: ignore[untyped-decorator]
     def follow_plan(self) -> None:
-        self.environment.load_run.start(monotonic_ns() + _LEAD_NS)
+        self.environment.begin()
         self.environment.over.wait()
         raise StopUser
 
 
-def run(plan: PackedPlan) -> tuple[LoadRun, Environment]:
-    """Carries out the plan on Locust's local runner. Raises ClientExhausted."""
-    hub = gevent.get_hub()
-    hub.SYSTEM_ERROR = (Exception,)  # a bug in any callback ends this process; nothing is logged and forgotten
-    environment = Environment(user_classes=[OpenLoopUser], catch_exceptions=False)
+def new_environment(user_class: type[OpenLoopUser]) -> Environment:
+    """``begin`` starts its ``load_run``, ``over`` is set when that has ended: whoever makes the run sets them."""
+    gevent.get_hub().SYSTEM_ERROR = (Exception,)  # a bug in any callback ends this process, not just the callback
+    environment = Environment(user_classes=[user_class], catch_exceptions=False)
     environment.over = gevent.event.Event()
-    environment.load_run = load_run = LoadRun(
+    return environment
+
+
+def new_run(plan: PackedPlan, environment: Environment, on_live: Callable[[dict[str, Any]], object]) -> LoadRun:
+    load_run = LoadRun(
         plan,
-        hub.loop,
+        gevent.get_hub().loop,
         on_done=lambda exchange: tell_locust(environment, plan.path, exchange),
-        on_live=lambda: tell({"live": dataclasses.asdict(load_run.counters())}),
+        on_live=lambda: on_live(dataclasses.asdict(load_run.counters())),
         on_over=environment.over.set,
     )
-    gevent.signal_handler(signal.SIGTERM, load_run.stop, "asked")
-    orders = hub.loop.io(sys.stdin.fileno(), 1)
-    orders.start(obey, load_run)
+    environment.load_run = load_run
+    return load_run
+
+
+def run(plan: PackedPlan) -> tuple[LoadRun, Environment]:
+    """Carries out the plan on Locust's local runner. Raises ClientExhausted."""
+    environment = new_environment(OpenLoopUser)
+    load_run = new_run(plan, environment, lambda live: tell({"live": live}))
+    environment.begin = lambda: load_run.start(monotonic_ns() + _LEAD_NS)
+    orders = give_orders_to(load_run)
     runner = environment.create_local_runner()
+    with quiet_memory():
+        runner.start(user_count=1, spawn_rate=1)
+        environment.over.wait()
+    orders.close()
+    runner.quit()
+    return load_run, environment
+
+
+@contextlib.contextmanager
+def quiet_memory() -> Iterator[None]:
+    """No collection of garbage: it would stop the clock for milliseconds, and a run leaves no cycles."""
     gc.collect()
     gc.freeze()
     gc.disable()
-    runner.start(user_count=1, spawn_rate=1)
-    environment.over.wait()
-    orders.close()
+    yield
     gc.enable()
-    runner.quit()
-    return load_run, environment
 
 
 def tell_locust(environment: Environment, path: str, exchange: Exchange) -> None:
@@ -93,11 +111,22 @@ def tell_locust(environment: Environment, path: str, exchange: Exchange) -> None
     )
 
 
-def obey(load_run: LoadRun) -> None:
-    """A line on stdin: stop. Its end: the parent is gone, and so are we."""
+class Stoppable(Protocol):
+    def stop(self, why: str) -> None: ...
+
+
+def give_orders_to(running: Stoppable) -> Any:
+    """A line on stdin, or SIGTERM: stop. The end of stdin: the parent is gone, and so are we."""
+    gevent.signal_handler(signal.SIGTERM, running.stop, "asked")
+    orders = gevent.get_hub().loop.io(sys.stdin.fileno(), READABLE)
+    orders.start(obey, running)
+    return orders
+
+
+def obey(running: Stoppable) -> None:
     if not os.read(sys.stdin.fileno(), 64):
         os._exit(1)
-    load_run.stop("asked")
+    running.stop("asked")
 
 
 def tell(message: dict[str, Any]) -> None:
