@@ -88,7 +88,7 @@ class Master:
         self._size = size
         self._muster_s = muster_s
         self._mailbox = Mailbox(runner, TO_MASTER)
-        self._workers: dict[str, str] = {}  # node id -> which boot of which kernel it runs on
+        self._workers: dict[str, str] = {}  # node id -> which clock it has
         self._clocks: dict[str, tuple[int, int]] = {}
         self._counters: dict[str, LiveCounters] = {}
         self._stopped = False
@@ -138,7 +138,7 @@ class Master:
                 tell({"mustering": len(self._workers)})
                 continue
             if message.type == "hello":
-                self._workers[message.node_id] = message.data["boot"]
+                self._workers[message.node_id] = message.data["clock"]
 
     def _await(self, kind: str) -> tuple[int, Any]:
         while True:
@@ -152,8 +152,8 @@ class Master:
                 return arrived_ns, message
 
     def _read_clock(self, node: str) -> tuple[int, int]:
-        """Offset and its uncertainty; processes of one kernel share the clock."""
-        if self._workers[node] == boot():
+        """Its offset to ours and the uncertainty of that, in ns."""
+        if self._workers[node] == own_clock():
             return 0, 0
         readings = []
         for _ in range(CLOCK_READINGS):
@@ -195,8 +195,11 @@ class Master:
             self.stop("misses")
 
 
-def boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+def own_clock() -> str:
+    """Names the monotonic clock of this process: processes with the same one need not compare theirs."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    namespace = Path("/proc/self/ns/time")
+    return f"{boot} {namespace.readlink() if namespace.is_symlink() else ''}"
 
 
 def master(folder: Path, parent_pid: int, listen: tuple[str, int], size: int, muster_s: float) -> None:
@@ -225,7 +228,7 @@ def worker(parent_pid: int, host: str, port: int) -> None:
     runner.register_message("clock", lambda **_: runner.send_message("clock", {"at_ns": monotonic_ns()}))
     mailbox = Mailbox(runner, TO_WORKER)
     gevent.spawn(end_without_master, runner)
-    runner.send_message("hello", {"boot": boot()})
+    runner.send_message("hello", {"clock": own_clock()})
     try:
         with first_in_line() as scheduling:
             load_run = carry_out(environment, mailbox)

@@ -1,5 +1,6 @@
 """Several load processes as one: how a plan is shared, whose clock counts, and whole runs of real processes."""
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -78,6 +79,28 @@ def test_what_several_say_is_one_word():
     one = LiveCounters(1.0, 5, 3, 2, 1, 1, 0, {"ttft": 1}, 0.5)
     other = LiveCounters(1.2, 5, 4, 4, 0, 0, 2, {"ttft": 2}, None)
     assert together([one, other], planned=10) == LiveCounters(1.2, 10, 7, 6, 1, 1, 2, {"ttft": 3}, 0.5)
+
+
+def can_shift_clocks():
+    return shutil.which("unshare") and subprocess.run(["unshare", "--time", "true"], check=False).returncode == 0
+
+
+@pytest.mark.skipif(not can_shift_clocks(), reason="needs unshare --time, and the right to use it")
+def test_a_worker_with_another_clock_fires_at_the_same_instants(fresh_server, tmp_path):
+    """Its monotonic clock is 5000 s ahead, as if its machine had been started earlier."""
+    port = free_port()
+    argv = ["unshare", "--time", "--monotonic", "5000", "--fork", "--kill-child"]
+    argv += [AUTOTUNE, "load-worker", "--master", f"127.0.0.1:{port}", "--runs", "1"]
+    helper = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
+    plan = fresh_server.plan(*[fresh_server.answer()] * 20)
+    result = drive(plan, tmp_path, fleet=Fleet(local=1, remote=1, listen=("127.0.0.1", port)), metadata=META)
+    helper.wait(timeout=30)
+    assert result.clock_offset_ms == pytest.approx(5_000_000, abs=50)
+    assert 0 < result.clock_uncertainty_ms < 20
+    for row in rows_of(result):
+        arrived_ms = (fresh_server.seen[row["index"]].received_ns - result.t0_monotonic_ns) / 1e6
+        assert arrived_ms - row["t_int_ns"] / 1e6 > -result.clock_uncertainty_ms
+        assert arrived_ms - row["t_int_ns"] / 1e6 < 50
 
 
 @pytest.mark.parametrize(
