@@ -203,12 +203,15 @@ def _of_server(record: ServerRecord, ask: Ask, footprint: Footprint) -> dict[str
         return {"requests": len(record)}
     gaps_s = np.diff(np.sort(record["kernel_first_ns"][steady(record)])) / NS
     distance = stats.kstest(gaps_s, stats.expon(scale=1 / ask.rate_rps).cdf).statistic
+    from_ns = began + WARMUP_NS
+    moments = (kept[:-1] - from_ns) / (kept[-1] - from_ns)  # of a Poisson process: uniform, given their number
     return {
         "requests": len(record),
         "incomplete": int((record["complete"] == 0).sum()),
         "n": len(kept),
         "rate_rps": float((len(kept) - 1) / ((kept[-1] - kept[0]) / NS)),
         "arrival_distance": float(distance),
+        "moments_distance": float(stats.kstest(moments, "uniform").statistic),
         "arrival_noise": KOLMOGOROV_5_PERCENT / np.sqrt(len(gaps_s)),
         "cpu_ms_per_request": None if cpu_s is None else cpu_s * 1e3 / len(record),
         "cpu_share": None if cpu_s is None else cpu_s / ((over - began) / NS),

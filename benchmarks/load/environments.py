@@ -21,21 +21,22 @@ class PeerUnavailable(Exception):
 
 def ensure(peer: Peer) -> str:
     """Its version, installed first where needed. Raises PeerUnavailable."""
-    if not peer.requirements:
-        return importlib.metadata.version("autotune-serving")
-    name = re.split(r"[=<>]", peer.requirements[0])[0]
-    version = _version(peer, name)
+    version = installed(peer)
     if version is None:
         _install(peer)
-        version = _version(peer, name)
+        version = installed(peer)
     if version is None:
-        raise PeerUnavailable(f"{name}: installed, but not found in its environment")
+        raise PeerUnavailable(f"{peer.requirements[0]}: installed, but not found in its environment")
     return version
 
 
-def _version(peer: Peer, name: str) -> str | None:
+def installed(peer: Peer) -> str | None:
+    """Its version; None: it is not installed."""
+    if not peer.requirements:
+        return importlib.metadata.version("autotune-serving")
     if not peer.python.exists():
         return None
+    name = re.split(r"[=<>]", peer.requirements[0])[0]
     code = f"import importlib.metadata as m; print(m.version({name!r}))"
     asked = subprocess.run([str(peer.python), "-c", code], capture_output=True, text=True, check=False)
     return asked.stdout.strip() if asked.returncode == 0 else None

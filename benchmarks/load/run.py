@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 from asks import Ask, write_inputs
 from cell import FREEZE_RATE_RPS, measure
-from environments import PeerUnavailable, ensure
+from environments import PeerUnavailable, ensure, installed
 from ours import can_have_workers
-from peers import OURS, PEERS
+from peers import OURS, PEERS, Peer
 from plot import svg
 from summary import Row, summarise, too_slow, verdicts
 from table import markdown
@@ -160,6 +160,17 @@ def write_results(about: dict[str, dict[str, Any]], names: list[str], rates: lis
     return all(verdict.met is not False for verdict in found)
 
 
+def describe(peer: Peer, *, wanted: bool) -> dict[str, Any]:
+    """Its settings, and its version or why it has none. Installs it where it is wanted."""
+    facts = {"arrivals": peer.arrivals, "connections": peer.connections, "settings": peer.settings}
+    try:
+        version = ensure(peer) if wanted else installed(peer)
+    except PeerUnavailable as err:
+        print(f"{peer.name} is left out: {err}")
+        return {"unavailable": str(err), **facts}
+    return {"version": version, **facts} if version else {"unavailable": "not asked for", **facts}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=PEERS, default=list(PEERS), metavar="PEER", help=", ".join(PEERS))
@@ -178,16 +189,8 @@ def main() -> int:
     WORK.mkdir(parents=True, exist_ok=True)
     if options.fresh:
         (WORK / "cells.jsonl").unlink(missing_ok=True)
-    about: dict[str, dict[str, Any]] = {}
-    versions = {}
-    for name, peer in PEERS.items():
-        facts = {"arrivals": peer.arrivals, "connections": peer.connections, "settings": peer.settings}
-        try:
-            about[name] = {"version": ensure(peer) if name in options.only else "", **facts}
-            versions[name] = about[name]["version"]
-        except PeerUnavailable as err:
-            about[name] = {"unavailable": str(err), **facts}
-            print(f"{name} is left out: {err}")
+    about = {name: describe(peer, wanted=name in options.only) for name, peer in PEERS.items()}
+    versions = {name: facts["version"] for name, facts in about.items() if "version" in facts}
     names = [name for name in options.only if name in versions]
     if not options.show:
         carry_out(wanted(names, options.rates, options.repeats), versions, options.seconds, options.budget * 60)

@@ -18,6 +18,7 @@ _MEDIANS = (
     "rate_rps",
     "rate_of_offered",
     "arrival_distance",
+    "moments_distance",
     "arrival_noise",
     "cpu_ms_per_request",
     "cpu_share",
@@ -111,7 +112,8 @@ def verdicts(summary: Sequence[Row]) -> list[Verdict]:
         *(_against_peers(summary, mine, f"ttft_inflation_p{p}_ms", f"TTFT inflation P{p}") for p in _PERCENTS),
         _against_peers(summary, mine, "cpu_ms_per_request", "CPU per request"),
         _within(_TWO_WORKERS, two),
-        _arrivals(list(mine.values())),
+        _arrivals(list(mine.values()), "arrival_distance", "the gaps"),
+        _arrivals(list(mine.values()), "moments_distance", "the moments"),
         *(_within(bound, frozen) for bound in _FROZEN),
     ]
 
@@ -145,10 +147,10 @@ def _against_peers(summary: Sequence[Row], mine: dict[float, Row], name: str, ti
     return Verdict(target, not lost, "; ".join(lost) if lost else f"{compared} comparisons, {closest[1]}")
 
 
-def _arrivals(rows: Sequence[Row]) -> Verdict:
-    target = "arrivals: Kolmogorov distance of the gaps ≤ 1.36/√n at all rates"
-    rows = [row for row in rows if "arrival_distance" in row]
+def _arrivals(rows: Sequence[Row], name: str, of: str) -> Verdict:
+    target = f"arrivals: Kolmogorov distance of {of} ≤ 1.36/√n at all rates"
+    rows = [row for row in rows if name in row]
     if not rows:
         return Verdict(target, None, "not measured")
-    figures = [f"{r['rate']:g}/s {r['arrival_distance']:.4f} (noise {r['arrival_noise']:.4f})" for r in rows]
-    return Verdict(target, all(r["arrival_distance"] <= r["arrival_noise"] for r in rows), "; ".join(figures))
+    figures = [f"{r['rate']:g}/s {r[name]:.4f} (noise {r['arrival_noise']:.4f})" for r in rows]
+    return Verdict(target, all(r[name] <= r["arrival_noise"] for r in rows), "; ".join(figures))
