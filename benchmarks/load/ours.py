@@ -3,10 +3,8 @@
 Run as ``python ours.py ASK.json``. Leaves the driver's own files and ``schedule.json`` in the ask's folder.
 """
 
-import inspect
 import json
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 from asks import MODEL, PROMPT_WORDS, TOKENS, prompts
 
 from harness.load.driver import drive
+from harness.load.fleet import Fleet
 from harness.load.records import LiveCounters, LoadPlan, PlannedRequest
 
 NS = 1_000_000_000
@@ -56,16 +55,7 @@ def plan(ask: dict[str, Any]) -> LoadPlan:
             for k, body in enumerate(bodies)
         ),
         slo_ms={"ttft": 100.0, "e2e": 500.0},  # the live counters count, as in a study
-        **({"workers": ask["workers"]} if "workers" in _names(LoadPlan) else {}),
     )
-
-
-def can_have_workers() -> bool:
-    return "workers" in _names(LoadPlan) or "workers" in inspect.signature(drive).parameters
-
-
-def _names(plan_type: type[LoadPlan]) -> set[str]:
-    return {f.name for f in fields(plan_type)}
 
 
 def never(_: LiveCounters) -> bool:
@@ -75,8 +65,8 @@ def never(_: LiveCounters) -> bool:
 def main(path: Path) -> None:
     ask = json.loads(path.read_text(encoding="utf-8"))
     folder = Path(ask["folder"])
-    more = {"workers": ask["workers"]} if "workers" in inspect.signature(drive).parameters else {}
-    drive(plan(ask), folder, on_live=never, metadata={"seed": str(ask["seed"])}, **more)
+    fleet = Fleet(local=ask["workers"])
+    drive(plan(ask), folder, fleet=fleet, on_live=never, metadata={"seed": str(ask["seed"])})
 
 
 if __name__ == "__main__":

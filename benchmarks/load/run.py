@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 from asks import Ask, write_inputs
 from cell import FREEZE_RATE_RPS, measure
 from environments import PeerUnavailable, ensure, installed
-from ours import can_have_workers
 from peers import OURS, PEERS, Peer
 from plot import svg
 from summary import Row, summarise, too_slow, verdicts
@@ -48,7 +47,7 @@ def wanted(names: list[str], rates: list[float], repeats: int) -> Iterator[Cell]
     for repeat in range(repeats):
         cells = [Cell("load", rate, name, 1, repeat) for name in names for rate in rates]
         cells += [Cell("freeze", FREEZE_RATE_RPS, name, 1, repeat) for name in names]
-        if OURS in names and can_have_workers():
+        if OURS in names:
             cells.append(Cell("load", TWO_WORKERS_RATE_RPS, OURS, 2, repeat))
         shuffle.shuffle(cells)
         yield from sorted(cells, key=lambda c: c.rate) if repeat == 0 else cells

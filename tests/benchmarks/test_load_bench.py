@@ -161,7 +161,8 @@ def test_a_generator_that_waits_for_a_frozen_server_is_held_against_the_schedule
 def load_cell(peer, rate, repeat=0, *, inflation=0.1, cpu=0.4, **more):
     return {
         "kind": "load", "rate": rate, "peer": peer, "workers": 1, "repeat": repeat, "failed": None, "rate_rps": rate,
-        "rate_of_offered": 1.0, "arrival_distance": 0.01, "moments_distance": 0.01, "arrival_noise": 0.02, "cpu_ms_per_request": cpu,
+        "rate_of_offered": 1.0, "arrival_distance": 0.01, "moments_distance": 0.01, "arrival_noise": 0.02,
+        "cpu_ms_per_request": cpu,
         "peak_pss_mb": 100.0, "send_lateness_p99_ms": 0.2, "tpot_inflation_p95_ms": 0.01, "errors": 0, "incomplete": 0,
         **{f"ttft_inflation_p{p}_ms": inflation * (p / 50) for p in (50, 95, 99)}, **more,
     }  # fmt: skip
