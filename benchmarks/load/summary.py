@@ -32,6 +32,7 @@ _FREEZE = tuple(
     for name, unit in (("reported", "_ms"), ("true", "_ms"), ("truth_over_reported", ""))
 )
 
+_FAR_SHORT = 0.8
 _RATIOS = ("rate_of_offered", "truth_over_reported_p95", "truth_over_reported_p99")
 
 
@@ -67,11 +68,11 @@ def summarise(cells: Sequence[Row]) -> list[Row]:
 
 
 def too_slow(cells: Iterable[Row], peer: str) -> float | None:
-    """The lowest rate of which ``peer`` reached less than half, or at which it failed; higher ones are not tried."""
+    """The lowest rate of which ``peer`` fell far short, or at which it failed; higher ones are not tried."""
     rates = [
         c["rate"]
         for c in cells
-        if c["peer"] == peer and c["kind"] == "load" and (c["failed"] or c.get("rate_rps", 0) < c["rate"] / 2)
+        if c["peer"] == peer and c["kind"] == "load" and (c["failed"] or c.get("rate_rps", 0) < _FAR_SHORT * c["rate"])
     ]
     return min(rates, default=None)
 
