@@ -319,7 +319,7 @@ PEERS = {
         Peer(
             "guidellm", ("guidellm==0.8.1",), _guidellm_argv, _guidellm_read,
             arrivals="Poisson (seed)",
-            connections="keep-alive pool of httpx",
+            connections="a new one for nearly every request: it leaves the answer at [DONE], before its end",
             settings="one worker process instead of up to ten: all share one core",
             environ=lambda _: {"GUIDELLM__MAX_WORKER_PROCESSES": "1"},
         ),

@@ -24,6 +24,8 @@ _MEDIANS = (
     "cpu_share",
     "total_cpu_s",
     "peak_pss_mb",
+    "connections",
+    "stub_late_p99_ms",
     *(f"{name}_p{p}_ms" for name in ("ttft_inflation", "tpot_inflation", "send_lateness") for p in _PERCENTS),
 )
 _FREEZE = tuple(

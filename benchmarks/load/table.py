@@ -8,8 +8,8 @@ from summary import Row, Verdict
 
 _HEAD = (
     "| generator | rate/s | arrivals, D (noise) | TTFT inflation P50 / P95 / P99, ms "
-    "| TPOT inflation P50 / P95 / P99, ms | errors | CPU, ms/request | memory, MB | runs |\n"
-    "|---|--:|--:|--:|--:|--:|--:|--:|--:|\n"
+    "| TPOT inflation P50 / P95 / P99, ms | errors | CPU, ms/request | memory, MB | connections | runs |\n"
+    "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
 )
 _INTRODUCTION = (
     "Written by `make bench-load` on {day}: {cpu}, {cores} cores, Linux {kernel}, Python {python}. "
@@ -51,7 +51,7 @@ def _lines(document: dict[str, Any], summary: Sequence[Row], rate: float) -> lis
     rows = {(r["peer"], r["workers"]): r for r in summary if r["kind"] == "load" and r["rate"] == rate}
     lines = [_line(row) for (_, _), row in sorted(rows.items(), key=lambda item: (item[0][0] != OURS, item[0]))]
     for peer, reason in document["not_tried"].get(f"{rate:g}", {}).items():
-        lines.append(f"| {peer} | {reason} | | | | | | | |\n")
+        lines.append(f"| {peer} | {reason} | | | | | | | | |\n")
     return lines
 
 
@@ -63,7 +63,8 @@ def _line(row: Row) -> str:
     return (
         f"| {name} | {_n(row, 'rate_rps', '.0f')} | {distance} "
         f"| {_three(row, 'ttft_inflation')} | {_three(row, 'tpot_inflation')} | {row['errors']} "
-        f"| {_n(row, 'cpu_ms_per_request', '.2f')} | {_n(row, 'peak_pss_mb', '.0f')} | {runs} |\n"
+        f"| {_n(row, 'cpu_ms_per_request', '.2f')} | {_n(row, 'peak_pss_mb', '.0f')} "
+        f"| {_n(row, 'connections', '.0f')} | {runs} |\n"
     )
 
 
