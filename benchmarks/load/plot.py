@@ -10,7 +10,7 @@ from summary import Row
 _PANELS = (
     ("ttft_inflation_p50_ms", "TTFT inflation, P50 (ms)"),
     ("ttft_inflation_p99_ms", "TTFT inflation, P99 (ms)"),
-    ("tpot_inflation_p95_ms", "TPOT inflation, P95 (ms)"),
+    ("tpot_inflation_p95_ms", "TPOT inflation, P95, whatever its sign (ms)"),
     ("cpu_ms_per_request", "CPU per request (ms)"),
 )
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#7f7f7f")
@@ -43,7 +43,7 @@ def svg(summary: Sequence[Row]) -> str:
 
 def _panel(rows: Sequence[Row], names: Sequence[str], colour: dict[str, str], metric: str, title: str) -> list[str]:
     points = {
-        name: sorted((r["rate"], max(r[metric], _LEAST)) for r in rows if r["peer"] == name and metric in r)
+        name: sorted((r["rate"], max(abs(r[metric]), _LEAST)) for r in rows if r["peer"] == name and metric in r)
         for name in names
     }
     values = [value for line in points.values() for _, value in line]

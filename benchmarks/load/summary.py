@@ -132,14 +132,14 @@ def _within(bound: _Bound, rows: Sequence[Row]) -> Verdict:
 
 
 def _against_peers(summary: Sequence[Row], mine: dict[float, Row], name: str, title: str) -> Verdict:
-    """Better than each peer at each rate at which it has a figure at all."""
+    """Nearer to nothing than each peer at each rate at which it has a figure at all."""
     target = f"{title} better than every peer's at every rate"
     lost, closest, compared = [], None, 0
     for row in summary:
         if row["peer"] == OURS or row["kind"] != "load" or name not in row or name not in mine.get(row["rate"], {}):
             continue
         compared += 1
-        own, theirs = mine[row["rate"]][name], row[name]
+        own, theirs = abs(mine[row["rate"]][name]), abs(row[name])
         if own >= theirs:
             lost.append(f"{row['peer']} at {row['rate']:g}/s: {theirs:.3g} ms to our {own:.3g}")
         ratio = theirs / own if own > 0 else math.inf
