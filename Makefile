@@ -4,10 +4,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup quickstart test check fmt docs bench lock clean help
+.PHONY: setup quickstart test check fmt docs bench bench-load lock clean help
 
 help:            ## what can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 $(VENV)/run.stamp: pyproject.toml constraints.txt
 	@echo "creating $(VENV) and installing autotune with llama.cpp and MLflow (about a minute) …"
@@ -47,8 +47,11 @@ docs: $(VENV)/dev.stamp  ## regenerate what is generated: the scenario schema, t
 bench: $(VENV)/dev.stamp  ## the benchmarks that take seconds
 	$(BIN)/python benchmarks/startup.py
 
+bench-load: $(VENV)/run.stamp  ## our load generator beside its peers: half an hour, goes on where it stopped
+	$(BIN)/python benchmarks/load/run.py
+
 lock: $(VENV)/dev.stamp  ## write constraints.txt from the versions that are installed
 	$(PIP) freeze --exclude-editable | grep -v '^-e\|@ file' > constraints.txt
 
 clean:           ## remove the environment and every cache, never a run
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* htmlcov build *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* htmlcov build *.egg-info benchmarks/load/.envs benchmarks/load/.build

@@ -18,6 +18,10 @@ import numpy.typing as npt
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE / "stub.c"
 BUILT = HERE / ".build" / "stub"
+RECORD_HEADER = (
+    "seq,connection,turn,kernel_first_ns,kernel_ns,received_ns,due_ns,head_ns,first_ns,last_ns,end_ns,"
+    "tokens,tokens_asked,prompt_tokens,body_bytes,body_fnv1a,worst_late_ns,complete,client_id"
+)
 _TEXT_COLUMNS = ("body_fnv1a", "client_id")
 
 IntArray = npt.NDArray[np.int64]
@@ -57,6 +61,7 @@ class ServerRecord:
 def parse_record(text: str) -> ServerRecord:
     """The CSV of GET /record, sorted by the kernel's stamp of the complete request."""
     header, *rows = csv.reader(io.StringIO(text))
+    assert ",".join(header) == RECORD_HEADER, "stub.c and stub.py do not name the same columns"
     by_name = dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(header, ())
     columns = {
         name: np.array([int(value) if value else -1 for value in values], dtype=np.int64)
