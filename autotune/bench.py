@@ -196,6 +196,8 @@ def _show(subject: "Subject", loaded: "Loaded", *, json: bool) -> None:
 
 
 def _audit(m: "Measurement") -> "Table":
+    from reports.tables import disturbances
+
     a = m.audit
     audit = table("\naudit of the load", "what", "value")
     audit.add_row("offered / sent, requests/s", f"{_number(a.offered_rps)} / {a.achieved_rps:.2f}")
@@ -205,7 +207,8 @@ def _audit(m: "Measurement") -> "Table":
     )
     audit.add_row("event-loop lag P99, ms", f"{a.loop_lag_p99_ms:.3f}")
     audit.add_row("generator CPU, share of a core", f"{a.generator_cpu_share:.1%}")
-    audit.add_row("stolen by the hypervisor", f"{a.steal_share:.1%}")
+    for label, text in disturbances(a):
+        audit.add_row(label, text)
     audit.add_row("answered / failed", f"{m.n_judged} judged, {sum(m.errors.values())} failed")
     audit.add_row("goodput, requests/s", f"{m.goodput_rps:.2f}")
     audit.add_row("output, tokens/s", f"{m.throughput_output_tps:.1f}")

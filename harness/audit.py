@@ -1,17 +1,83 @@
-"""Was the load what was asked for? Every limit beyond which a run is void, and by whose doing.
+"""Was the load what was asked for, and by whose doing was it not? Every limit beyond which a run is void.
 
 Knows nothing of records or of what a good latency is. Why each limit: docs/metrics.md.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from harness.errors import HostDisturbed, LoadGeneratorSaturated, TrialVoid
 from harness.load.records import LoadResult
-from harness.measurement import Audit
+from harness.measurement import Audit, HostReading
 
 LATENESS_FLOOR_MS = 1.0
 LATENESS_SHARE = 0.02  # of the tightest latency that lateness is part of
 ACHIEVED_SHARE = 0.99
-STEAL_LIMIT = 0.05
+CLIENT_CPU_LIMIT = 0.9  # of one core
+
+OWN_MEMORY_SHARE = 0.7  # of the machine's memory: an engine that fills more makes it swap by itself
+
+
+@dataclass(frozen=True, slots=True)
+class HostLimit:
+    """Beyond ``limit`` the reading ``name`` voids a run. ``memory``: unless the engine fills the memory itself."""
+
+    name: str
+    limit: float
+    reason: str
+    advice: str
+    memory: bool = False
+
+
+HOST_LIMITS = (
+    HostLimit(
+        "steal_share",
+        0.05,
+        "the hypervisor took {value:.0%} of the CPU time, limit {limit:.0%}",
+        "use a machine, or a time, with fewer neighbours",
+    ),
+    HostLimit(
+        "foreign_cpu_share",
+        0.10,
+        "other programs took {value:.0%} of the CPU time, limit {limit:.0%}",
+        "close other programs",
+    ),
+    HostLimit(
+        "throttled_share",
+        0.05,
+        "the CPU quota of the cgroup stopped us for {value:.0%} of the time, limit {limit:.0%}",
+        "raise the quota, or leave the engine a thread less than there are cores",
+    ),
+    HostLimit(
+        "thermal_throttled_share",
+        0.05,
+        "a core was slowed down by heat for {value:.0%} of the time, limit {limit:.0%}",
+        "cool the machine, or cap its frequency",
+    ),
+    HostLimit("gpu_slowed", 0, "the GPU was slowed down by heat or power", "cool the GPU, or cap its clocks"),
+    HostLimit("gpu_neighbours", 0, "processes of others on the engine's GPU: {value}", "free the GPU (`nvidia-smi`)"),
+    HostLimit(
+        "swapped_bytes_per_s",
+        1e6,
+        "the machine swapped {value:,.0f} bytes/s, limit {limit:,.0f}",
+        "close programs that hold memory",
+        memory=True,
+    ),
+    HostLimit(
+        "memory_stalled_share",
+        0.05,
+        "everything waited for memory for {value:.0%} of the time, limit {limit:.0%}",
+        "close programs that hold memory",
+        memory=True,
+    ),
+    HostLimit(
+        "clock_step_ms",
+        1.0,
+        "the wall clock was set by {value:.1f} ms, limit {limit:.1f} ms",
+        "let the clock settle (`chronyc tracking`)",
+    ),
+    HostLimit("suspended_ms", 1.0, "the machine was suspended for {value:.0f} ms", "keep the machine awake"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +91,21 @@ class Asked:
     tightest_ms: float | None  # the tightest latency that lateness is part of; None: there is none
 
 
-def audit(asked: Asked, load: LoadResult, steal_share: float) -> Audit:
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that was not as it must be, and what a person can do about it."""
+
+    reason: str
+    advice: str
+
+
+def audit(asked: Asked, load: LoadResult, host: HostReading, engine_memory_share: float | None = None) -> Audit:
+    """``engine_memory_share``: the engine's peak resident memory, of the machine's; None: not observable."""
     limit_ms = max(LATENESS_FLOOR_MS, LATENESS_SHARE * (asked.tightest_ms or 0.0))
-    reasons = []
-    if load.send_lateness_p99_ms > limit_ms:
-        reasons.append(f"requests were sent late: P99 {load.send_lateness_p99_ms:.2f} ms, limit {limit_ms:.2f} ms")
-    if asked.achieved < ACHIEVED_SHARE * asked.offered:
-        reasons.append(f"only {asked.achieved} of {asked.offered} due requests were sent")
-    if steal_share > STEAL_LIMIT:
-        reasons.append(f"the hypervisor took {steal_share:.0%} of the CPU time, limit {STEAL_LIMIT:.0%}")
+    disturbed = tuple(_host_faults(host, engine_memory_share))
+    faults = (*disturbed, *_client_faults(asked, load, host, limit_ms))
     return Audit(
+        **host.model_dump(),
         offered_rps=_per_second(asked.offered, asked.seconds) if asked.scheduled else None,
         achieved_rps=_per_second(asked.achieved, asked.seconds),
         send_lateness_p50_ms=load.send_lateness_p50_ms,
@@ -44,9 +115,57 @@ def audit(asked: Asked, load: LoadResult, steal_share: float) -> Audit:
         generator_cpu_share=load.cpu_share,
         connections_opened=load.connections_opened,
         stale_connections_replaced=load.stale_connections_replaced,
-        steal_share=steal_share,
-        void_reasons=tuple(reasons),
+        scheduling=load.scheduling,
+        void_reasons=tuple(fault.reason for fault in faults),
+        # A client that is late on a disturbed machine is late because of that.
+        limited_by="host" if disturbed else "client" if faults else None,
+        advice="; ".join(dict.fromkeys(fault.advice for fault in disturbed or faults)),
     )
+
+
+def void(found: Audit) -> TrialVoid:
+    """The error that a void run ends with: who was the limit, how it shows, what to do."""
+    error = LoadGeneratorSaturated if found.limited_by == "client" else HostDisturbed
+    who = "the load generator was the limit" if found.limited_by == "client" else "the machine was disturbed"
+    return error(f"{who}: {'; '.join(found.void_reasons)}. {found.advice[:1].upper()}{found.advice[1:]}")
+
+
+def _host_faults(host: HostReading, engine_memory_share: float | None) -> Iterator[Fault]:
+    own_doing = engine_memory_share is not None and engine_memory_share > OWN_MEMORY_SHARE
+    for known in HOST_LIMITS:
+        value = getattr(host, known.name)
+        if value is None or abs(value) <= known.limit or (known.memory and own_doing):
+            continue
+        yield Fault(known.reason.format(value=value, limit=known.limit), known.advice)
+    if len(host.clocksources) > 1:
+        yield Fault(f"the kernel changed its clock: {' -> '.join(host.clocksources)}", "see what `dmesg` says of it")
+
+
+def _client_faults(asked: Asked, load: LoadResult, host: HostReading, limit_ms: float) -> Iterator[Fault]:
+    advice = _client_advice(load)
+    waited = (
+        "" if host.client_wait_share is None else f"; it waited for a core {host.client_wait_share:.0%} of the time"
+    )
+    if load.send_lateness_p99_ms > limit_ms:
+        yield Fault(
+            f"requests were sent late: P99 {load.send_lateness_p99_ms:.2f} ms, limit {limit_ms:.2f} ms{waited}", advice
+        )
+    elif load.loop_lag_p99_ms > limit_ms:
+        yield Fault(
+            f"answers were looked at late: P99 {load.loop_lag_p99_ms:.2f} ms, limit {limit_ms:.2f} ms{waited}", advice
+        )
+    if asked.achieved < ACHIEVED_SHARE * asked.offered:
+        yield Fault(f"only {asked.achieved} of {asked.offered} due requests were sent", advice)
+    if load.cpu_share > CLIENT_CPU_LIMIT:
+        yield Fault(f"it used {load.cpu_share:.0%} of a core, limit {CLIENT_CPU_LIMIT:.0%}", advice)
+
+
+def _client_advice(load: LoadResult) -> str:
+    if load.cpu_share > CLIENT_CPU_LIMIT:
+        return "spread the load over more processes (`--workers 2`), or ask for a lower rate"
+    if load.scheduling != "realtime":
+        return "let the load generator run first (`autotune doctor` says how), or leave it a core: fewer engine threads"
+    return "leave the load generator a core: fewer engine threads, or another machine"
 
 
 def _per_second(amount: float, seconds: float) -> float:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from harness.audit import Asked, audit
 from harness.load.records import LoadResult
-from harness.measurement import Estimate, Measurement, RunKind, SloCount, Telemetry
+from harness.measurement import Estimate, HostReading, Measurement, RunKind, SloCount, Telemetry
 from harness.stats import intervals
 from harness.stats.autocorrelation import deflation, latency_time
 from harness.stats.steady import Steadiness, steadiness
@@ -55,13 +55,14 @@ class RunContext:
     window_end_s: float | None
     targets: tuple[Target, ...]
     load: LoadResult
-    steal_share: float
+    host: HostReading
     telemetry: Telemetry
     workload_digest: str
     started_at: str
     records_path: str
     command: str
     stream: bool = True
+    engine_memory_share: float | None = None  # its peak, of the machine's memory; None: not observable
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,9 @@ def summarise(records: Path, context: RunContext) -> Observed:
         throughput_output_tps=_per_second(_tokens_between(table, window_s), seconds),
         goodput_rps=_per_second(int((answered & ~missed).sum()), seconds),
         slo=tuple(_count(t, said[t.metric], times[t.metric]) for t in context.targets),
-        audit=audit(_asked(table, judged, window_s, context, said), context.load, context.steal_share),
+        audit=audit(
+            _asked(table, judged, window_s, context, said), context.load, context.host, context.engine_memory_share
+        ),
         telemetry=context.telemetry,
         records_path=context.records_path,
         command=context.command,
