@@ -59,14 +59,16 @@ def batches(*latency_ms: npt.ArrayLike, rare: float = 1.0) -> int:
     return next((count for count in BATCHES if shortest >= count * needed), 0)
 
 
-def percentile_change(first: npt.ArrayLike, second: npt.ArrayLike, q: float, confidence: float = CONFIDENCE) -> Change:
+def percentile_change(
+    first: npt.ArrayLike, second: npt.ArrayLike, q: float, confidence: float = CONFIDENCE, *, interval: bool = True
+) -> Change:
     """Ratio of the ``q``-th percentiles (0 < q < 100), with an interval by inversion of the test.
 
     If the percentile of the second is r times that of the first, both r * first and second exceed the percentile of
     their union equally often; the interval is every r for which the shares of exceedances, batch by batch, do not
     differ significantly. Needs no density at the percentile, and failures (inf) are just very late.
 
-    first, second: shape (n,), n >= 1, in order of intended send time, > 0.
+    first, second: shape (n,), n >= 1, in order of intended send time, > 0. interval: False: only the p-value.
     """
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     at_a, at_b = percentile(a, q), percentile(b, q)
@@ -81,11 +83,14 @@ def percentile_change(first: npt.ArrayLike, second: npt.ArrayLike, q: float, con
         limit = percentile(np.concatenate([scaled, b]), q)
         return _student_t(_batch_means(_above(scaled, limit), count) - _batch_means(_above(b, limit), count))
 
+    p = _p_value(t_at(1.0), count)
+    if not interval:
+        return Change(at_a, at_b, ratio, None, None, p, count)
     decisive = float(stats.t.ppf((1 + confidence) / 2, count - 1))
     middle = ratio or 1.0
     low = _last_below(t_at, -decisive, middle / FARTHEST_RATIO, middle)
     high = _last_below(lambda r: -t_at(r), -decisive, middle * FARTHEST_RATIO, middle)
-    return Change(at_a, at_b, ratio, low, high, _p_value(t_at(1.0), count), count)
+    return Change(at_a, at_b, ratio, low, high, p, count)
 
 
 def share_change(first: npt.ArrayLike, second: npt.ArrayLike, count: int, confidence: float = CONFIDENCE) -> Change:
