@@ -9,10 +9,13 @@ from autotune.console import JsonOption, emit_json, err, next_step, out, table
 from autotune.runs import fresh_folder, make_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.table import Table
 
     from harness.bench import Loaded, Session, Subject
     from harness.measurement import Measurement
+    from harness.versus import Difference
     from scenarios.space import SearchSpace, Value
     from tuners.evaluate import Evaluation
     from tuners.results import Reference, TrialResult
@@ -65,7 +68,7 @@ def replay(
     quiet: QuietOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Measure a trial of a study again, on the same traffic, and compare."""
+    """Measure a trial of a study again, on the same traffic, and say whether it differs by more than luck."""
     from autotune.live import Watch
     from harness.bench import prepare, session
     from harness.ledger import read
@@ -95,7 +98,8 @@ def replay(
             seed = scenario.workload.seed * SEEDS_PER_WORKLOAD_SEED
             s.warm_up(seed + 900)
             after = evaluate(s, scenario, rate_rps=rate, seed=seed, hints=Hints(known or 1.0, near=bool(known)))
-    _compare(before, after, config.digest == before.trial.config_digest, json=json)
+            differ = _hold_again(s, run, before)
+    _compare(before, after, config.digest == before.trial.config_digest, differ, json=json)
 
 
 def _assignment(space: "SearchSpace", text: str) -> tuple[str, "Value"]:
@@ -161,6 +165,24 @@ def _hold(s: "Session", rate: float | None, seconds: float, seed: int) -> "Loade
     return s.hold(rate, seconds, seed, "hold", until_certain=False)
 
 
+def _hold_again(s: "Session", run: Path, before: "TrialResult") -> "tuple[Difference, ...]":
+    """The trial's longest hold that was not cut short, once more on the same requests, and what differs."""
+    from harness.versus import differences, reread
+
+    holds = [(r.measurement, reread(run / r.folder)) for r in before.runs if r.measurement.kind == "hold"]
+    whole = [(measured, seen) for measured, seen in holds if seen is not None]
+    if not whole:
+        s.subject.observer.note("no whole hold of this trial is left to compare with, request by request")
+        return ()
+    measured, seen = max(whole, key=lambda hold: hold[0].n_judged)
+    seconds = measured.window_s[1] - measured.window_s[0]
+    if measured.rate_rps is None:
+        again = s.closed(seconds, measured.seed, "again")
+    else:
+        again = s.hold(measured.rate_rps, seconds, measured.seed, "again", until_certain=False)
+    return differences(seen, again.observed)
+
+
 def _show(subject: "Subject", loaded: "Loaded", *, json: bool) -> None:
     m, verdict = loaded.measurement, loaded.verdict
     if json:
@@ -224,7 +246,11 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _compare(before: "TrialResult", after: "Evaluation", same_config: bool, *, json: bool) -> None:
+def _compare(
+    before: "TrialResult", after: "Evaluation", same_config: bool, differ: "Sequence[Difference]", *, json: bool
+) -> None:
+    from autotune.differences import differences_table, document
+
     ratio = after.score / before.trial.score if before.trial.score else None
     if json:
         emit_json(
@@ -234,6 +260,7 @@ def _compare(before: "TrialResult", after: "Evaluation", same_config: bool, *, j
                 "recorded": before.trial.score,
                 "replayed": after.score,
                 "ratio": ratio,
+                "differences": document(differ),
             }
         )
         return
@@ -243,3 +270,5 @@ def _compare(before: "TrialResult", after: "Evaluation", same_config: bool, *, j
     out.print(result)
     if ratio is not None:
         out.print(f"replayed / recorded: {ratio:.3f}")
+    if differ:
+        out.print(differences_table("\nthe same requests", differ, "recorded", "replayed"))

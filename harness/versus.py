@@ -44,15 +44,20 @@ def differences(first: Observed, second: Observed, alpha: float = ALPHA) -> tupl
     )
 
 
-def reread(folder: Path) -> Observed:
+def reread(folder: Path) -> Observed | None:
     """What was seen in a run, again, from its files: raw records, measurement, the generator's audit.
 
-    Raises OSError where one of them is gone.
+    None where one of them is gone, and where the run was cut short: one that its own misses have ended has more of
+    them than others.
     """
+    if not all((folder / name).exists() for name in (MEASUREMENT_FILE, AUDIT_FILE, RECORDS_FILE)):
+        return None
     measurement = Measurement.model_validate_json((folder / MEASUREMENT_FILE).read_text(encoding="utf-8"))
     told = json.loads((folder / AUDIT_FILE).read_text(encoding="utf-8"))
     known = {f.name for f in fields(LoadResult)}
     load = LoadResult(**{k: v for k, v in told.items() if k in known} | {"records_path": folder / RECORDS_FILE})
+    if load.stopped_early == "misses":
+        return None
     start_s, end_s = measurement.window_s
     context = RunContext(
         kind=measurement.kind,

@@ -4,7 +4,7 @@ Real processes: an engine on one core, the load child on another, which a hog ta
 """
 
 import contextlib
-import json
+import dataclasses
 import os
 import signal
 import subprocess
@@ -22,9 +22,9 @@ from harness.errors import HostDisturbed, LoadGeneratorSaturated, TrialVoid
 from harness.host import limits
 from harness.judge import judge
 from harness.load.priority import first_in_line
-from harness.load.records import LoadResult
-from harness.measurement import HostReading, Measurement, Telemetry
-from harness.observe import RunContext, Target, summarise
+from harness.measurement import Measurement
+from harness.observe import Target
+from harness.versus import differences, reread
 from scenarios.space import SearchSpace
 from scenarios.spec import Scenario
 from scenarios.words import Words, candidates
@@ -180,7 +180,11 @@ def test_a_starved_generator_is_void_and_never_a_slow_engine(tmp_path, cores):
     assert audit.void_reasons[-1] in str(caught.value)
     # What would have been said without the audit, of an engine that answers everybody within 25 ms:
     assert found.metrics["ttft_p95_ms"].value > TARGET.target_ms
-    assert judge(observed_without_audit(tmp_path, found), alpha=0.05).outcome == "FAIL"
+    seen = reread(tmp_path / "engine" / "hold")
+    unaudited = audit.model_copy(update={"void_reasons": ()})
+    blind = dataclasses.replace(seen, measurement=seen.measurement.model_copy(update={"audit": unaudited}))
+    assert judge(seen, alpha=0.05).outcome == "VOID"
+    assert judge(blind, alpha=0.05).outcome == "FAIL"
 
 
 def test_left_alone_it_measures_the_engine(tmp_path, cores):
@@ -194,17 +198,6 @@ def test_left_alone_it_measures_the_engine(tmp_path, cores):
         return
     assert told.runs[0].verdict.outcome != "VOID"
     assert on_disk(tmp_path).metrics["ttft_p95_ms"].value < TARGET.target_ms
-
-
-def observed_without_audit(root, measurement):
-    folder = root / "engine" / "hold"
-    load = json.loads((folder / "audit.json").read_text())
-    load |= {"records_path": folder / "requests.parquet", "send_lateness_p99_ms": 0.0, "loop_lag_p99_ms": 0.0}
-    return summarise(
-        folder / "requests.parquet",
-        RunContext(
-            kind="hold", rate_rps=RATE_RPS, seed=1, warmup_s=0.5, window_end_s=measurement.window_s[1],
-            targets=(TARGET,), load=LoadResult(**load), host=HostReading(), telemetry=Telemetry(),
-            workload_digest="", started_at="", records_path="", command="",
-        ),
-    )  # fmt: skip
+    seen = reread(tmp_path / "engine" / "hold")
+    assert seen.measurement.metrics == on_disk(tmp_path).metrics
+    assert not any(difference.significant for difference in differences(seen, seen))
