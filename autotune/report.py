@@ -8,7 +8,6 @@ import typer
 from autotune.console import JsonOption, emit_json, next_step, out, table
 
 if TYPE_CHECKING:
-    from harness.measurement import Estimate
     from reports.quantity import Quantity
     from reports.view import Answer
 
@@ -69,7 +68,7 @@ def compare(first: RunArgument, second: RunArgument, json: JsonOption = False) -
     next_step(f"autotune report {first}")
 
 
-def _told(gain: "Estimate | None") -> str:
+def _told(gain: "Quantity | None") -> str:
     """Whether the second's score is another than the first's."""
     if gain is None or gain.value is None or gain.low is None or gain.high is None:
         return "Scores: not measured on the same blocks of traffic; whether they differ cannot be told."

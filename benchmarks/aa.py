@@ -28,6 +28,7 @@ from harness.bench import Subject, session
 from harness.engines.base import Endpoint, HostLimits, LaunchPlan, ResolvedModel
 from harness.errors import TrialVoid
 from harness.host import fingerprint, limits
+from harness.load.priority import first_in_line
 from harness.observe import Observed, Target
 from harness.stats.autocorrelation import latency_time
 from harness.stats.compare import batches, percentile_change, share_change
@@ -77,6 +78,8 @@ class Stub:
             "seed": self.seed,
             "max-seconds": 120,
         }
+        with first_in_line() as granted:
+            flags |= {"realtime": 1} if granted == "realtime" else {}
         argv = [str(build()), "--port", "{port}", *(str(part) for k, v in flags.items() for part in (f"--{k}", v))]
         return LaunchPlan(config, tuple(argv), {}, "http://127.0.0.1:{port}/v1", "stub", "/health", None, "")
 

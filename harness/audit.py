@@ -18,15 +18,22 @@ CLIENT_CPU_LIMIT = 0.9  # of one core
 OWN_MEMORY_SHARE = 0.7  # of the machine's memory: an engine that fills more makes it swap by itself
 
 
+ENGINE_WAIT_LIMIT = 0.02  # other programs that take less from the engine's threads do it no harm
+
+
 @dataclass(frozen=True, slots=True)
 class HostLimit:
-    """Beyond ``limit`` the reading ``name`` voids a run. ``memory``: unless the engine fills the memory itself."""
+    """Beyond ``limit`` the reading ``name`` voids a run.
+
+    memory: unless the engine fills the memory itself. cores: unless the engine's threads hardly waited for one.
+    """
 
     name: str
     limit: float
     reason: str
     advice: str
     memory: bool = False
+    cores: bool = False
 
 
 HOST_LIMITS = (
@@ -39,8 +46,9 @@ HOST_LIMITS = (
     HostLimit(
         "foreign_cpu_share",
         0.10,
-        "other programs took {value:.0%} of the CPU time, limit {limit:.0%}",
+        "other programs took {value:.0%} of the CPU time, limit {limit:.0%}{waited}",
         "close other programs",
+        cores=True,
     ),
     HostLimit(
         "throttled_share",
@@ -132,11 +140,13 @@ def void(found: Audit) -> TrialVoid:
 
 def _host_faults(host: HostReading, engine_memory_share: float | None) -> Iterator[Fault]:
     own_doing = engine_memory_share is not None and engine_memory_share > OWN_MEMORY_SHARE
+    wait = host.engine_wait_share
+    waited = "" if wait is None else f", and the engine waited for a core {wait:.0%} of its time"
     for known in HOST_LIMITS:
         value = getattr(host, known.name)
-        if value is None or abs(value) <= known.limit or (known.memory and own_doing):
-            continue
-        yield Fault(known.reason.format(value=value, limit=known.limit), known.advice)
+        harmless = (known.memory and own_doing) or (known.cores and wait is not None and wait <= ENGINE_WAIT_LIMIT)
+        if value is not None and abs(value) > known.limit and not harmless:
+            yield Fault(known.reason.format(value=value, limit=known.limit, waited=waited), known.advice)
     if len(host.clocksources) > 1:
         yield Fault(f"the kernel changed its clock: {' -> '.join(host.clocksources)}", "see what `dmesg` says of it")
 

@@ -41,6 +41,7 @@ class _Counters:
     monotonic_ns: int
     cpu: tuple[int, ...] | None  # /proc/stat, in ticks: user nice system idle iowait irq softirq steal
     own_cpu_s: float | None
+    engine_ns: tuple[int, int] | None  # its threads ran, and waited for a core
     stalled_us: dict[str, int]
     throttled_ns: int | None
     thermal_ms: dict[str, int]
@@ -98,6 +99,7 @@ class HostMeters:
         return HostReading(
             steal_share=steal,
             foreign_cpu_share=foreign,
+            engine_wait_share=_wait_share(a.engine_ns, b.engine_ns),
             client_wait_share=self._client_wait_share(),
             cpu_stalled_share=stalled.get("cpu"),
             memory_stalled_share=stalled.get("memory"),
@@ -126,6 +128,7 @@ class HostMeters:
             monotonic_ns=time.monotonic_ns(),
             cpu=_cpu_ticks(proc),
             own_cpu_s=None if engine is None else _own_cpu_s(),
+            engine_ns=_ran_and_waited_ns(proc, engine or set()),
             stalled_us=dict(_stalled_us(proc)),
             throttled_ns=_throttled_ns(proc, sys),
             thermal_ms=dict(_thermal_ms(sys)),
@@ -184,6 +187,21 @@ def _own_cpu_s() -> float:
         except psutil.Error:  # it has just ended
             continue
     return spent
+
+
+def _ran_and_waited_ns(proc: Path, pids: set[int]) -> tuple[int, int] | None:
+    """Of all threads of these processes together; None: there are none, or the kernel does not tell."""
+    told = [
+        text.split() for pid in pids for path in (proc / str(pid)).glob("task/*/schedstat") if (text := _read(path))
+    ]
+    return (sum(int(ran) for ran, _, _ in told), sum(int(waited) for _, waited, _ in told)) if told else None
+
+
+def _wait_share(a: tuple[int, int] | None, b: tuple[int, int] | None) -> float | None:
+    if a is None or b is None:
+        return None
+    ran, waited = b[0] - a[0], b[1] - a[1]
+    return waited / (ran + waited) if ran + waited > 0 else 0.0
 
 
 def _stalled_us(proc: Path) -> Iterator[tuple[str, int]]:

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.measurement import Estimate, Host
+from harness.measurement import Host
 from harness.stats.intervals import ratio_interval
 from harness.versus import Difference, differences, reread
-from reports.quantity import Quantity, jsonable
+from reports.quantity import Quantity, jsonable, ratio
 from reports.records import StudyRecords
 from reports.view import Answer, answer
 
@@ -46,7 +46,7 @@ class Comparison:
     rows: tuple[Row, ...]
     differences: tuple[KnobDifference, ...]
     caveats: tuple[str, ...]
-    gain: Estimate | None = None
+    gain: Quantity | None = None
     beyond_luck: tuple[Difference, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,9 +72,9 @@ def _scores(records: StudyRecords, found: Answer) -> dict[tuple[int, int], float
     return {(f.block, f.seed): f.score for f in records.finals if f.trial == (found.trial or 0)}
 
 
-def _gain(first: dict[tuple[int, int], float], second: dict[tuple[int, int], float]) -> Estimate | None:
+def _gain(first: dict[tuple[int, int], float], second: dict[tuple[int, int], float]) -> Quantity | None:
     pairs = [(second[block], score) for block, score in first.items() if second.get(block, 0) > 0 and score > 0]
-    return ratio_interval(pairs) if len(pairs) >= FEWEST_BLOCKS else None
+    return ratio(ratio_interval(pairs)) if len(pairs) >= FEWEST_BLOCKS else None
 
 
 def _holds(records: StudyRecords, found: Answer) -> dict[tuple[Any, ...], Path]:

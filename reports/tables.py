@@ -157,7 +157,7 @@ def disturbances(seen: HostReading) -> tuple[tuple[str, str], ...]:
     return (
         ("Steal", _percent(seen.steal_share)),
         ("Other programs", _percent(seen.foreign_cpu_share)),
-        ("Client waited for a core", _percent(seen.client_wait_share)),
+        ("Engine / client waited", f"{_percent(seen.engine_wait_share)} / {_percent(seen.client_wait_share)}"),
         ("Stalled: CPU / memory / I/O", " / ".join(map(_percent, _stalls(seen)))),
         ("Quota / heat", f"{_percent(seen.throttled_share)} / {_percent(seen.thermal_throttled_share)}"),
         ("Swap, MB/s", ABSENT if swapped is None else number(swapped / 1e6)),

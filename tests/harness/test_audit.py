@@ -94,6 +94,13 @@ def test_a_late_client_on_a_disturbed_machine_is_late_because_of_that():
     assert found.advice == "close other programs"
 
 
+def test_other_programs_that_take_nothing_from_the_engine_do_no_harm():
+    """Nor does an engine whose threads wait for each other."""
+    for wait, other, void_ in ((0.01, 0.5, False), (0.03, 0.5, True), (None, 0.5, True), (0.5, 0.05, False)):
+        found = audit(ASKED, load(), HostReading(engine_wait_share=wait, foreign_cpu_share=other))
+        assert bool(found.void_reasons) == void_, (wait, other)
+
+
 def test_an_engine_that_fills_the_memory_makes_the_machine_swap_by_itself():
     swapping = HostReading(swapped_bytes_per_s=5e6, memory_stalled_share=0.3)
     assert audit(ASKED, load(), swapping, engine_memory_share=0.3).limited_by == "host"

@@ -83,8 +83,8 @@ def test_another_address_is_elsewhere():
     assert all(is_here(f"http://{address}:80") for address in own)
 
 
-def test_the_time_that_the_load_generator_waits_for_a_core(kernel):
-    """Two busy processes on one core: each waits half of the time."""
+def test_the_time_that_engine_and_load_generator_wait_for_a_core():
+    """Two busy processes on one core: each waits half of the time. One is the engine, both have come later."""
     core = {min(os.sched_getaffinity(0))}
     meters = HostMeters(list)
     started = [subprocess.Popen([sys.executable, "-S", "-c", BURN]) for _ in range(2)]
@@ -92,10 +92,12 @@ def test_the_time_that_the_load_generator_waits_for_a_core(kernel):
         for process in started:
             os.sched_setaffinity(process.pid, core)
         time.sleep(0.2)
+        engines = HostMeters(lambda: [psutil.Process(started[0].pid)])
         meters.look()
         time.sleep(1.0)
         meters.look()
         assert 0.2 < meters.reading().client_wait_share < 1.0
+        assert 0.2 < engines.reading().engine_wait_share < 1.0
     finally:
         for process in started:
             process.kill()
@@ -204,6 +206,7 @@ def test_neighbours_on_the_engines_gpu(says, expected, tmp_path, monkeypatch):
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     engine = [type("Process", (), {"pid": 4242})]
+    monkeypatch.setattr("harness.meters._ran_and_waited_ns", lambda _proc, _pids: None)
     found = HostMeters(lambda: engine).reading()
     assert (found.gpu_neighbours, found.gpu_slowed) == expected
 
