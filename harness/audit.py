@@ -120,6 +120,7 @@ def audit(asked: Asked, load: LoadResult, host: HostReading, engine_memory_share
         send_lateness_p99_ms=load.send_lateness_p99_ms,
         send_lateness_limit_ms=limit_ms,
         loop_lag_p99_ms=load.loop_lag_p99_ms,
+        receive_lag_p99_ms=load.receive_lag_p99_ms,
         generator_cpu_share=load.cpu_share,
         connections_opened=load.connections_opened,
         stale_connections_replaced=load.stale_connections_replaced,
@@ -163,6 +164,12 @@ def _client_faults(asked: Asked, load: LoadResult, host: HostReading, limit_ms: 
     elif load.loop_lag_p99_ms > limit_ms:
         yield Fault(
             f"answers were looked at late: P99 {load.loop_lag_p99_ms:.2f} ms, limit {limit_ms:.2f} ms{waited}", advice
+        )
+    if load.receive_lag_p99_ms is not None and load.receive_lag_p99_ms > limit_ms:
+        yield Fault(
+            f"answers were stamped late: P99 {load.receive_lag_p99_ms:.2f} ms after the kernel had them, "
+            f"limit {limit_ms:.2f} ms",
+            advice,
         )
     if asked.achieved < ACHIEVED_SHARE * asked.offered:
         yield Fault(f"only {asked.achieved} of {asked.offered} due requests were sent", advice)

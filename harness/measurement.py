@@ -68,6 +68,7 @@ class Audit(HostReading):
     send_lateness_p99_ms: float
     send_lateness_limit_ms: float
     loop_lag_p99_ms: float
+    receive_lag_p99_ms: float | None = None  # from the kernel's receipt of bytes to our stamp; None: not told
     generator_cpu_share: float
     connections_opened: int
     stale_connections_replaced: int

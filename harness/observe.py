@@ -282,9 +282,10 @@ def _asked(
     # Unsent without an error of the connection is the client's doing; refused is the engine's.
     unsent = np.isnan(column(judged, "t_send_ns")) & (_answered(judged) | _equals(judged, "cancelled"))
     scheduled = context.rate_rps is not None or context.kind == "ramp"
-    never_due = context.load.planned - table.num_rows if scheduled and not context.load.stopped_early else 0
+    load = context.load
+    missing = load.planned - load.never_due - table.num_rows if scheduled and not load.stopped_early else 0
     return Asked(
-        offered=judged.num_rows + never_due,
+        offered=judged.num_rows + missing,
         achieved=judged.num_rows - int(unsent.sum()),
         seconds=window_s[1] - window_s[0],
         scheduled=scheduled,

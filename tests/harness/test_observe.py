@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harness.load.records import RECORD_SCHEMA, LoadResult
+from harness.load.records import LoadResult
+from harness.load.tables import RECORD_SCHEMA
 from harness.measurement import HostReading, Measurement, Telemetry
 from harness.observe import RunContext, Target, summarise
 
@@ -266,6 +267,7 @@ VOID = {
     "late": ({"load": {"send_lateness_p99_ms": 3.1}}, "sent late"),
     "unsent": ({"load": {"planned": 103}}, "only 100 of 103"),
     "blind": ({"load": {"loop_lag_p99_ms": 3.1}}, "looked at late"),
+    "late stamps": ({"load": {"receive_lag_p99_ms": 3.1}}, "stamped late"),
     "no core left": ({"load": {"cpu_share": 0.91}}, "91% of a core"),
     "steal": ({"host": HostReading(steal_share=0.06)}, "hypervisor took 6%"),
 }
