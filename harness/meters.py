@@ -61,8 +61,8 @@ class _Waited(NamedTuple):
 class HostMeters:
     """Running from its construction until ``reading``; ``look`` is for what only the living tell.
 
-    engine: its processes, asked again at every look; None: they are not ours, but run on this machine, so that
-    its CPU time cannot be told from that of others.
+    engine: finds its processes, at the begin and at the end; None: they are not ours, but run on this machine, so
+    that their CPU time cannot be told from that of others.
     """
 
     def __init__(self, engine: Callable[[], list[psutil.Process]] | None, kernel: Kernel | None = None) -> None:
@@ -78,7 +78,7 @@ class HostMeters:
         self._client = self._client or _descendants() - self._there_before
         for pid in self._client:
             text = _read(self._kernel.proc / str(pid) / "schedstat")
-            if text is not None:
+            if text:
                 looks = self._waited.setdefault(pid, [])
                 looks[1:] = [_Waited(time.monotonic_ns(), int(text.split()[1]))]
 
@@ -201,7 +201,9 @@ def _wait_share(a: tuple[int, int] | None, b: tuple[int, int] | None) -> float |
     if a is None or b is None:
         return None
     ran, waited = b[0] - a[0], b[1] - a[1]
-    return waited / (ran + waited) if ran + waited > 0 else 0.0
+    if min(ran, waited) < 0:  # a thread has ended and taken its counts along
+        return None
+    return waited / (ran + waited) if ran + waited else 0.0
 
 
 def _stalled_us(proc: Path) -> Iterator[tuple[str, int]]:
