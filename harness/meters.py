@@ -23,6 +23,7 @@ from harness.measurement import HostReading
 NS_PER_MS = 1e6
 CLOCK_TRIES = 7  # two clocks are read one after the other; the closest pair counts
 GPU_ANSWERS_S = 20
+REASONS = ("clocks_event_reasons", "clocks_throttle_reasons")  # since driver 535, and before
 SLOWED = ("hw_thermal_slowdown", "sw_thermal_slowdown", "hw_power_brake_slowdown")
 
 
@@ -269,8 +270,10 @@ def _gpus(engine: set[int]) -> tuple[int | None, bool | None]:
     if not on:
         return None, None
     neighbours = {pid for gpu, pid in apps if gpu in on and not (pid.isdecimal() and int(pid) in engine)}
-    reasons = ",".join(f"clocks_throttle_reasons.{reason}" for reason in SLOWED)
-    states = [row[1:] for row in _nvidia(f"--query-gpu=uuid,{reasons}") if row[0] in on]
+    states: list[tuple[str, ...]] = []
+    for group in REASONS:
+        fields = ",".join(f"{group}.{reason}" for reason in SLOWED)
+        states = states or [row[1:] for row in _nvidia(f"--query-gpu=uuid,{fields}") if row[0] in on]
     return len(neighbours), any("Active" in state for state in states) if states else None
 
 

@@ -185,7 +185,8 @@ def test_a_wall_clock_that_is_set_is_seen(monkeypatch):
 NVIDIA_SMI = """#!/bin/sh
 case "$1" in
 *compute-apps*) printf 'GPU-a, {own}\\nGPU-a, {other}\\nGPU-b, 77\\n' ;;
-*) printf 'GPU-a, Not Active, {heat}, Not Active\\nGPU-b, Active, Active, Active\\n' ;;
+*{group}*) printf 'GPU-a, Not Active, {heat}, Not Active\\nGPU-b, Active, Active, Active\\n' ;;
+*) echo 'Field is not a valid field to query.'; exit 2 ;;
 esac
 """
 
@@ -196,13 +197,14 @@ esac
         ({"own": 4242, "other": 99, "heat": "Not Active"}, (1, False)),
         ({"own": 4242, "other": 4242, "heat": "Not Active"}, (0, False)),
         ({"own": 4242, "other": 4242, "heat": "Active"}, (0, True)),
+        ({"own": 4242, "other": 4242, "heat": "Active", "group": "clocks_throttle_reasons"}, (0, True)),
         ({"own": 99, "other": 99, "heat": "Active"}, (None, None)),  # the engine is on no GPU
     ],
 )
 def test_neighbours_on_the_engines_gpu(says, expected, tmp_path, monkeypatch):
     """nvidia-smi's words, where there is no GPU to ask."""
     tool = tmp_path / "nvidia-smi"
-    tool.write_text(NVIDIA_SMI.format(**says))
+    tool.write_text(NVIDIA_SMI.format(**{"group": "clocks_event_reasons", **says}))
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     engine = [type("Process", (), {"pid": 4242})]
