@@ -23,7 +23,7 @@ from harness.measurement import HostReading
 NS_PER_MS = 1e6
 CLOCK_TRIES = 7  # two clocks are read one after the other; the closest pair counts
 GPU_ANSWERS_S = 20
-REASONS = ("clocks_event_reasons", "clocks_throttle_reasons")  # since driver 535, and before
+REASONS = ("clocks_event_reasons", "clocks_throttle_reasons")  # in newer drivers, and in older ones
 SLOWED = ("hw_thermal_slowdown", "sw_thermal_slowdown", "hw_power_brake_slowdown")
 
 
