@@ -18,14 +18,17 @@ CLIENT_CPU_LIMIT = 0.9  # of one core
 OWN_MEMORY_SHARE = 0.7  # of the machine's memory: an engine that fills more makes it swap by itself
 
 
-ENGINE_WAIT_LIMIT = 0.02  # other programs that take less from the engine's threads do it no harm
+# Other programs that take less from the engine's threads do it no harm, nor waits as short as any wake-up.
+ENGINE_WAIT_LIMIT = 0.02
+WAKE_UP_US = 50.0
 
 
 @dataclass(frozen=True, slots=True)
 class HostLimit:
     """Beyond ``limit`` the reading ``name`` voids a run.
 
-    memory: unless the engine fills the memory itself. cores: unless the engine's threads hardly waited for one.
+    memory: unless the engine fills the memory itself. cores: unless the engine's threads hardly
+    waited for one.
     """
 
     name: str
@@ -141,11 +144,12 @@ def void(found: Audit) -> TrialVoid:
 
 def _host_faults(host: HostReading, engine_memory_share: float | None) -> Iterator[Fault]:
     own_doing = engine_memory_share is not None and engine_memory_share > OWN_MEMORY_SHARE
-    wait = host.engine_wait_share
+    wait, wake_up_us = host.engine_wait_share, host.engine_wait_us
+    unharmed = (wait is not None and wait <= ENGINE_WAIT_LIMIT) or (wake_up_us is not None and wake_up_us <= WAKE_UP_US)
     waited = "" if wait is None else f", and the engine waited for a core {wait:.0%} of its time"
     for known in HOST_LIMITS:
         value = getattr(host, known.name)
-        harmless = (known.memory and own_doing) or (known.cores and wait is not None and wait <= ENGINE_WAIT_LIMIT)
+        harmless = (known.memory and own_doing) or (known.cores and unharmed)
         if value is not None and abs(value) > known.limit and not harmless:
             yield Fault(known.reason.format(value=value, limit=known.limit, waited=waited), known.advice)
     if len(host.clocksources) > 1:

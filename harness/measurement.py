@@ -45,6 +45,7 @@ class HostReading(Record):
     steal_share: float | None = None  # of the machine's CPU time: taken by the hypervisor
     foreign_cpu_share: float | None = None  # of the machine's CPU time: processes neither ours nor the engine's
     engine_wait_share: float | None = None  # of the time its threads could run: they had no core
+    engine_wait_us: float | None = None  # mean, of every time that one of them was given a core
     client_wait_share: float | None = None  # of the time: the load generator could run, but had no core
     cpu_stalled_share: float | None = None  # of the time: some process, ours or not, waited for a core
     memory_stalled_share: float | None = None  # of the time: everything waited for memory

@@ -42,7 +42,7 @@ class _Counters:
     monotonic_ns: int
     cpu: tuple[int, ...] | None  # /proc/stat, in ticks: user nice system idle iowait irq softirq steal
     own_cpu_s: float | None
-    engine_ns: tuple[int, int] | None  # its threads ran, and waited for a core
+    engine: "_Scheduled | None"
     stalled_us: dict[str, int]
     throttled_ns: int | None
     thermal_ms: dict[str, int]
@@ -57,6 +57,27 @@ class _Counters:
 class _Waited(NamedTuple):
     at_ns: int
     wait_ns: int
+
+
+class _Scheduled(NamedTuple):
+    """Of threads: how long they ran, how long they waited for a core, and how often one was given to them."""
+
+    ran_ns: int
+    waited_ns: int
+    times: int
+
+    def since(self, before: "_Scheduled") -> "_Scheduled | None":
+        """None: a thread has ended and taken its counts along."""
+        grown = _Scheduled(*(b - a for a, b in zip(before, self, strict=True)))
+        return grown if min(grown) >= 0 else None
+
+    @property
+    def wait_share(self) -> float:
+        return self.waited_ns / max(1, self.ran_ns + self.waited_ns)
+
+    @property
+    def wait_us(self) -> float:
+        return self.waited_ns / 1e3 / max(1, self.times)
 
 
 class HostMeters:
@@ -87,6 +108,7 @@ class HostMeters:
         a, b = self._first, self._count()
         seconds = max(1e-9, (b.monotonic_ns - a.monotonic_ns) / 1e9)
         steal, foreign = _cpu_shares(a, b)
+        engine = b.engine.since(a.engine) if a.engine and b.engine else None
         thermal = [
             (b.thermal_ms[name] - ms) / 1e3 / seconds for name, ms in a.thermal_ms.items() if name in b.thermal_ms
         ]
@@ -100,7 +122,8 @@ class HostMeters:
         return HostReading(
             steal_share=steal,
             foreign_cpu_share=foreign,
-            engine_wait_share=_wait_share(a.engine_ns, b.engine_ns),
+            engine_wait_share=engine and engine.wait_share,
+            engine_wait_us=engine and engine.wait_us,
             client_wait_share=self._client_wait_share(),
             cpu_stalled_share=stalled.get("cpu"),
             memory_stalled_share=stalled.get("memory"),
@@ -129,7 +152,7 @@ class HostMeters:
             monotonic_ns=time.monotonic_ns(),
             cpu=_cpu_ticks(proc),
             own_cpu_s=None if engine is None else _own_cpu_s(),
-            engine_ns=_ran_and_waited_ns(proc, engine or set()),
+            engine=_scheduled(proc, engine or set()),
             stalled_us=dict(_stalled_us(proc)),
             throttled_ns=_throttled_ns(proc, sys),
             thermal_ms=dict(_thermal_ms(sys)),
@@ -190,21 +213,11 @@ def _own_cpu_s() -> float:
     return spent
 
 
-def _ran_and_waited_ns(proc: Path, pids: set[int]) -> tuple[int, int] | None:
-    """Of all threads of these processes together; None: there are none, or the kernel does not tell."""
-    told = [
-        text.split() for pid in pids for path in (proc / str(pid)).glob("task/*/schedstat") if (text := _read(path))
-    ]
-    return (sum(int(ran) for ran, _, _ in told), sum(int(waited) for _, waited, _ in told)) if told else None
-
-
-def _wait_share(a: tuple[int, int] | None, b: tuple[int, int] | None) -> float | None:
-    if a is None or b is None:
-        return None
-    ran, waited = b[0] - a[0], b[1] - a[1]
-    if min(ran, waited) < 0:  # a thread has ended and taken its counts along
-        return None
-    return waited / (ran + waited) if ran + waited else 0.0
+def _scheduled(proc: Path, pids: set[int]) -> _Scheduled | None:
+    """All threads of these processes together; None: there are none, or the kernel does not tell."""
+    files = (path for pid in pids for path in (proc / str(pid)).glob("task/*/schedstat"))
+    told = [tuple(map(int, text.split())) for path in files if (text := _read(path))]
+    return _Scheduled(*map(sum, zip(*told, strict=True))) if told else None
 
 
 def _stalled_us(proc: Path) -> Iterator[tuple[str, int]]:

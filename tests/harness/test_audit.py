@@ -99,6 +99,9 @@ def test_other_programs_that_take_nothing_from_the_engine_do_no_harm():
     for wait, other, void_ in ((0.01, 0.5, False), (0.03, 0.5, True), (None, 0.5, True), (0.5, 0.05, False)):
         found = audit(ASKED, load(), HostReading(engine_wait_share=wait, foreign_cpu_share=other))
         assert bool(found.void_reasons) == void_, (wait, other)
+    for mean_us, void_ in ((49, False), (51, True)):
+        reading = HostReading(engine_wait_share=0.5, engine_wait_us=mean_us, foreign_cpu_share=0.5)
+        assert bool(audit(ASKED, load(), reading).void_reasons) == void_, mean_us
 
 
 def test_an_engine_that_fills_the_memory_makes_the_machine_swap_by_itself():

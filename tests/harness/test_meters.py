@@ -97,7 +97,9 @@ def test_the_time_that_engine_and_load_generator_wait_for_a_core():
         time.sleep(1.0)
         meters.look()
         assert 0.2 < meters.reading().client_wait_share < 1.0
-        assert 0.2 < engines.reading().engine_wait_share < 1.0
+        engine = engines.reading()
+        assert 0.2 < engine.engine_wait_share < 1.0
+        assert engine.engine_wait_us > 100
     finally:
         for process in started:
             process.kill()
@@ -208,7 +210,7 @@ def test_neighbours_on_the_engines_gpu(says, expected, tmp_path, monkeypatch):
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     engine = [type("Process", (), {"pid": 4242})]
-    monkeypatch.setattr("harness.meters._ran_and_waited_ns", lambda _proc, _pids: None)
+    monkeypatch.setattr("harness.meters._scheduled", lambda _proc, _pids: None)
     found = HostMeters(lambda: engine).reading()
     assert (found.gpu_neighbours, found.gpu_slowed) == expected
 
