@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup quickstart test check fmt docs bench bench-load lock clean help
+.PHONY: setup quickstart test check fmt docs bench bench-load bench-aa lock clean help
 
 help:            ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -49,6 +49,9 @@ bench: $(VENV)/dev.stamp  ## the benchmarks that take seconds
 
 bench-load: $(VENV)/run.stamp  ## our load generator beside its peers: half an hour, goes on where it stopped
 	$(BIN)/python benchmarks/load/run.py
+
+bench-aa: $(VENV)/dev.stamp  ## are two measurements of one configuration called different? a quarter of an hour
+	$(BIN)/python benchmarks/aa.py
 
 lock: $(VENV)/dev.stamp  ## write constraints.txt from the versions that are installed
 	$(PIP) freeze --exclude-editable | grep -v '^-e\|@ file' > constraints.txt

@@ -9,11 +9,14 @@ from autotune.console import JsonOption, emit_json, err, next_step, out, table
 from autotune.runs import fresh_folder, make_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.table import Table
 
     from harness.bench import Loaded, Session, Subject
     from harness.load.fleet import Fleet
     from harness.measurement import Measurement
+    from harness.versus import Difference
     from scenarios.space import SearchSpace, Value
     from tuners.evaluate import Evaluation
     from tuners.results import Reference, TrialResult
@@ -74,7 +77,7 @@ def replay(
     quiet: QuietOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Measure a trial of a study again, on the same traffic, and compare."""
+    """Measure a trial of a study again, on the same traffic, and say whether it differs by more than luck."""
     from autotune.live import Watch
     from harness.bench import prepare, session
     from harness.ledger import read
@@ -104,7 +107,8 @@ def replay(
             seed = scenario.workload.seed * SEEDS_PER_WORKLOAD_SEED
             s.warm_up(seed + 900)
             after = evaluate(s, scenario, rate_rps=rate, seed=seed, hints=Hints(known or 1.0, near=bool(known)))
-    _compare(before, after, config.digest == before.trial.config_digest, json=json)
+            differ = _hold_again(s, run, before)
+    _compare(before, after, config.digest == before.trial.config_digest, differ, json=json)
 
 
 def _fleet(local: int, remote: int, listen: str | None) -> "Fleet":
@@ -181,6 +185,24 @@ def _hold(s: "Session", rate: float | None, seconds: float, seed: int) -> "Loade
     return s.hold(rate, seconds, seed, "hold", until_certain=False)
 
 
+def _hold_again(s: "Session", run: Path, before: "TrialResult") -> "tuple[Difference, ...]":
+    """The trial's longest hold that was not cut short, once more on the same requests, and what differs."""
+    from harness.versus import differences, reread
+
+    holds = [(r.measurement, reread(run / r.folder)) for r in before.runs if r.measurement.kind == "hold"]
+    whole = [(measured, seen) for measured, seen in holds if seen is not None]
+    if not whole:
+        s.subject.observer.note("no whole hold of this trial is left to compare with, request by request")
+        return ()
+    measured, seen = max(whole, key=lambda hold: hold[0].n_judged)
+    seconds = measured.window_s[1] - measured.window_s[0]
+    if measured.rate_rps is None:
+        again = s.closed(seconds, measured.seed, "again")
+    else:
+        again = s.hold(measured.rate_rps, seconds, measured.seed, "again", until_certain=False)
+    return differences(seen, again.observed)
+
+
 def _show(subject: "Subject", loaded: "Loaded", *, json: bool) -> None:
     m, verdict = loaded.measurement, loaded.verdict
     if json:
@@ -216,6 +238,8 @@ def _show(subject: "Subject", loaded: "Loaded", *, json: bool) -> None:
 
 
 def _audit(m: "Measurement") -> "Table":
+    from reports.tables import disturbances
+
     a = m.audit
     audit = table("\naudit of the load", "what", "value")
     audit.add_row("offered / sent, requests/s", f"{_number(a.offered_rps)} / {a.achieved_rps:.2f}")
@@ -225,7 +249,8 @@ def _audit(m: "Measurement") -> "Table":
     )
     audit.add_row("event-loop lag P99, ms", f"{a.loop_lag_p99_ms:.3f}")
     audit.add_row("generator CPU, share of a core", f"{a.generator_cpu_share:.1%}")
-    audit.add_row("stolen by the hypervisor", f"{a.steal_share:.1%}")
+    for label, text in disturbances(a):
+        audit.add_row(label, text)
     audit.add_row("answered / failed", f"{m.n_judged} judged, {sum(m.errors.values())} failed")
     audit.add_row("goodput, requests/s", f"{m.goodput_rps:.2f}")
     audit.add_row("output, tokens/s", f"{m.throughput_output_tps:.1f}")
@@ -241,7 +266,11 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _compare(before: "TrialResult", after: "Evaluation", same_config: bool, *, json: bool) -> None:
+def _compare(
+    before: "TrialResult", after: "Evaluation", same_config: bool, differ: "Sequence[Difference]", *, json: bool
+) -> None:
+    from autotune.differences import differences_table, document
+
     ratio = after.score / before.trial.score if before.trial.score else None
     if json:
         emit_json(
@@ -251,6 +280,7 @@ def _compare(before: "TrialResult", after: "Evaluation", same_config: bool, *, j
                 "recorded": before.trial.score,
                 "replayed": after.score,
                 "ratio": ratio,
+                "differences": document(differ),
             }
         )
         return
@@ -260,3 +290,5 @@ def _compare(before: "TrialResult", after: "Evaluation", same_config: bool, *, j
     out.print(result)
     if ratio is not None:
         out.print(f"replayed / recorded: {ratio:.3f}")
+    if differ:
+        out.print(differences_table("\nthe same requests", differ, "recorded", "replayed"))

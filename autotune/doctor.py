@@ -1,17 +1,20 @@
-"""`autotune doctor`: what this machine can run, what is missing and how to get it."""
+"""`autotune doctor`: what this machine can run and grants, what is missing and how to get it."""
 
 import shutil
+from dataclasses import asdict
 
 from autotune.console import JsonOption, emit_json, next_step, out, table
 
 GIB = 1 << 30
+MARKS = {True: "[green]ok[/]", False: "[yellow]no[/]", None: "-"}
 
 
 def doctor(json: JsonOption = False) -> None:
-    """Say what this machine can run: cores, memory, GPUs, engines, models, trackers."""
+    """Say what this machine can run, what it grants to those who measure, and how to get what lacks."""
     from rich.markup import escape
 
     from harness import plugins
+    from harness.grants import grants
     from harness.host import fingerprint
     from harness.models.store import cache_folder, list_models
     from scenarios.errors import AutotuneError
@@ -27,6 +30,7 @@ def doctor(json: JsonOption = False) -> None:
     models = [
         {"name": m.name, "variants": [v.variant for v in m.variants if v.state == "ready"]} for m in list_models()
     ]
+    granted = list(grants())
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if json:
         emit_json(
@@ -37,6 +41,7 @@ def doctor(json: JsonOption = False) -> None:
                 "models": models,
                 "model_folder": str(cache_folder()),
                 "chromium": chromium,
+                "grants": [asdict(grant) for grant in granted],
             }
         )
         return
@@ -57,6 +62,13 @@ def doctor(json: JsonOption = False) -> None:
         says = built or f"autotune models fetch {model['name']}"
         found.add_row("model", str(model["name"]), "[green]ok[/]" if built else "[yellow]no[/]", says)
     out.print(found)
+    measuring = table("\nmeasuring on it", "what", "found", "", "why it matters")
+    for grant in granted:
+        measuring.add_row(grant.name, escape(grant.found), MARKS[grant.ok], grant.why)
+    out.print(measuring)
+    for grant in granted:
+        if grant.how:
+            out.print(f"{grant.name}: {escape(grant.how)}", soft_wrap=True)
     next_step("autotune tune quickstart")
 
 

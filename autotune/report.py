@@ -39,7 +39,8 @@ def report(run: RunArgument, open_: OpenOption = False, json: JsonOption = False
 
 
 def compare(first: RunArgument, second: RunArgument, json: JsonOption = False) -> None:
-    """Put two studies' answers side by side."""
+    """Put two studies' answers side by side, and say what differs by more than luck."""
+    from autotune.differences import differences_table
     from reports import compare as comparison
     from reports import records
     from reports.quantity import value_text
@@ -56,12 +57,23 @@ def compare(first: RunArgument, second: RunArgument, json: JsonOption = False) -
     for row in found.rows:
         answers.add_row(_escaped(row.label), _cell(row.first), _cell(row.second))
     out.print(answers)
+    out.print(_told(found.gain))
+    if found.beyond_luck:
+        out.print(differences_table("\nOne hold of both, the same requests", found.beyond_luck, *names))
     knobs = table("Knobs that differ", "knob", *names)
     for difference in found.differences:
         values = (_escaped(value_text(value)) for value in (difference.first, difference.second))
         knobs.add_row(_escaped(difference.knob), *values)
     out.print(knobs if found.differences else "The configurations are equal.")
     next_step(f"autotune report {first}")
+
+
+def _told(gain: "Quantity | None") -> str:
+    """Whether the second's score is another than the first's."""
+    if gain is None or gain.value is None or gain.low is None or gain.high is None:
+        return "Scores: not measured on the same blocks of traffic; whether they differ cannot be told."
+    verdict = "not significant" if gain.low <= 1 <= gain.high else "significant"
+    return f"Scores, second / first: {gain.value:.3f}, 95 % interval {gain.low:.3f} to {gain.high:.3f}: {verdict}."
 
 
 def print_answer(answer: "Answer") -> None:

@@ -7,7 +7,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,16 +16,17 @@ from typing import Protocol
 import httpx
 import psutil
 
-from harness import plugins
+from harness import audit, plugins
 from harness.engines.base import Engine, HostLimits, LaunchPlan, ResolvedModel
-from harness.errors import EngineCrashed, EngineHung, HostDisturbed
-from harness.host import StealMeter, limits
+from harness.errors import EngineCrashed, EngineHung
+from harness.host import limits
 from harness.judge import allowed_misses, judge
 from harness.ledger import unusable
 from harness.load.driver import drive
 from harness.load.fleet import ALONE, Fleet, is_loopback
 from harness.load.records import LiveCounters, LoadPlan, LoadResult, PlannedRequest
 from harness.measurement import EngineIdentity, Measurement, RunKind, Telemetry, Verdict
+from harness.meters import HostMeters, is_here
 from harness.models.store import resolve
 from harness.observe import Observed, RunContext, Target, summarise
 from harness.supervise import Running, complete, launch
@@ -303,12 +304,14 @@ class Session:
             "kind": kind,
             "config_digest": self.plan.config.digest,
         }
-        meter, tree = StealMeter(), _Tree(self.running)
+        meters, tree = HostMeters(_engine_here(self.running)), _Tree(self.running)
         before = self._engine_metrics()
         stop_when = None if seconds is None else (lambda counters: counters.elapsed_s > seconds)
-        load = self._drive(plan, folder, metadata, stop_when=stop_when, watch=tree)
+        load = self._drive(plan, folder, metadata, stop_when=stop_when, looks=(tree.look, meters.look))
+        reading = meters.reading()
         after = self._engine_metrics()
         telemetry = tree.telemetry({k: v - before.get(k, 0.0) for k, v in after.items() if k.endswith("_total")})
+        peak = telemetry.rss_peak_bytes
         observed = summarise(
             load.records_path,
             RunContext(
@@ -319,13 +322,14 @@ class Session:
                 window_end_s=seconds or schedule.duration_s or None,
                 targets=targets,
                 load=load,
-                steal_share=meter.share(),
+                host=reading,
                 telemetry=telemetry,
                 workload_digest=schedule.digest,
                 started_at=started_at,
                 records_path=str(load.records_path.relative_to(subject.root)),
                 command=self._command(schedule),
                 stream=self.workload.stream,
+                engine_memory_share=peak and peak / subject.host.memory_bytes,
             ),
         )
         verdict = judge(observed, subject.scenario.slo.alpha)
@@ -335,7 +339,7 @@ class Session:
         except OSError as err:
             raise unusable(folder, err) from err
         if verdict.outcome == "VOID":
-            raise HostDisturbed("; ".join(verdict.reasons))
+            raise audit.void(observed.measurement.audit)
         return Loaded(folder, observed, verdict, load)
 
     def _drive(
@@ -345,13 +349,13 @@ class Session:
         metadata: Mapping[str, str],
         *,
         stop_when: "StopWhen | None" = None,
-        watch: "_Tree | None" = None,
+        looks: Sequence[Callable[[], None]] = (),
     ) -> LoadResult:
         def on_live(counters: LiveCounters) -> bool:
             self.subject.observer.live(counters)
             self.running.check()
-            if watch is not None:
-                watch.look()
+            for look in looks:
+                look()
             return stop_when is not None and stop_when(counters)
 
         try:
@@ -383,6 +387,13 @@ class Session:
         knobs = " ".join(f"--set {k}={str(v).lower()}" for k, v in sorted(self.plan.config.knobs.items()))
         rate = f" --rate {schedule.rate_rps:g}" if schedule.rate_rps else ""
         return f"autotune bench {self.subject.root}/scenario.yaml{rate} --seed {schedule.seed} {knobs}".strip()
+
+
+def _engine_here(running: Running) -> Callable[[], list[psutil.Process]] | None:
+    """What finds the engine's processes on this machine; None: it runs here, but not under us."""
+    if running.process is not None:
+        return running.tree
+    return None if is_here(running.endpoint.root_url) else list
 
 
 class StopWhen(Protocol):

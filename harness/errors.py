@@ -93,11 +93,11 @@ class TrialVoid(AutotuneError):
 
 
 class LoadGeneratorSaturated(TrialVoid):
-    pass
+    """The client was the limit: it was late, or out of CPU, connections or descriptors."""
 
 
 class HostDisturbed(TrialVoid):
-    pass
+    """Something else on this machine was: its hypervisor, other programs, heat, a quota, its clock."""
 
 
 Consequence = Literal["stop", "infeasible", "void"]

@@ -1,6 +1,7 @@
-"""The fingerprint of this machine, and what disturbs it while we measure.
+"""The fingerprint of this machine.
 
-Knows nothing of engines; versions of our own packages are part of the fingerprint.
+Knows nothing of engines, nor of what goes on while we measure (meters.py); versions of our own
+packages are part of the fingerprint.
 """
 
 import hashlib
@@ -78,16 +79,3 @@ def _read(path: str) -> str | None:
         return Path(path).read_text().strip()
     except OSError:
         return None
-
-
-class StealMeter:
-    """Share of this machine's CPU time that its hypervisor gave to others since construction."""
-
-    def __init__(self) -> None:
-        self._before = psutil.cpu_times()
-
-    def share(self) -> float:
-        now = psutil.cpu_times()
-        passed = sum(now) - sum(self._before)
-        stolen = getattr(now, "steal", 0.0) - getattr(self._before, "steal", 0.0)
-        return stolen / passed if passed > 0 else 0.0

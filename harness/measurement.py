@@ -39,7 +39,28 @@ class SloCount(Record):
     deflation: float  # d = max(2, 2 tau): both counts are divided by it
 
 
-class Audit(Record):
+class HostReading(Record):
+    """What went on beside the engine while it was measured. None: this machine does not tell."""
+
+    steal_share: float | None = None  # of the machine's CPU time: taken by the hypervisor
+    foreign_cpu_share: float | None = None  # of the machine's CPU time: processes neither ours nor the engine's
+    engine_wait_share: float | None = None  # of the time its threads could run: they had no core
+    engine_wait_us: float | None = None  # mean, of every time that one of them was given a core
+    client_wait_share: float | None = None  # of the time: the load generator could run, but had no core
+    cpu_stalled_share: float | None = None  # of the time: some process, ours or not, waited for a core
+    memory_stalled_share: float | None = None  # of the time: everything waited for memory
+    io_stalled_share: float | None = None  # of the time: everything waited for a disk
+    throttled_share: float | None = None  # of our cores' time: kept from running by a CPU quota
+    thermal_throttled_share: float | None = None  # of the time, on the worst core
+    swapped_bytes_per_s: float | None = None  # in and out
+    gpu_neighbours: int | None = None  # processes of others on the engine's GPUs
+    gpu_slowed: bool | None = None  # by heat or power, at the begin or the end
+    clock_step_ms: float | None = None  # the wall clock was set by so much
+    suspended_ms: float | None = None
+    clocksources: tuple[str, ...] = ()  # at the begin and the end; two: the kernel gave up the first
+
+
+class Audit(HostReading):
     """Was the load what was asked for? ``void_reasons`` non-empty: it was not, and not by the engine's doing."""
 
     offered_rps: float | None  # None: closed loop
@@ -48,11 +69,14 @@ class Audit(Record):
     send_lateness_p99_ms: float
     send_lateness_limit_ms: float
     loop_lag_p99_ms: float
+    receive_lag_p99_ms: float | None = None  # from the kernel's receipt of bytes to our stamp; None: not told
     generator_cpu_share: float
     connections_opened: int
     stale_connections_replaced: int
-    steal_share: float  # share of CPU time taken by the hypervisor while measuring
+    scheduling: str | None = None  # what the load generator was granted (load/priority.py)
     void_reasons: tuple[str, ...] = ()
+    limited_by: Literal["client", "host"] | None = None  # whose doing it was; None: not void
+    advice: str = ""  # what to do about it
 
 
 class Telemetry(Record):

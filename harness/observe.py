@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from harness.audit import Asked, audit
 from harness.load.records import LoadResult
-from harness.measurement import Audit, Estimate, Measurement, RunKind, SloCount, Telemetry
+from harness.measurement import Estimate, HostReading, Measurement, RunKind, SloCount, Telemetry
 from harness.stats import intervals
 from harness.stats.autocorrelation import deflation, latency_time
 from harness.stats.steady import Steadiness, steadiness
@@ -28,11 +29,6 @@ NS_PER_MS = 1e6
 NS_PER_S = 1e9
 PERCENTILES = (50.0, 95.0, 99.0)
 NEED_A_STREAM = ("ttft", "ttft_wire", "tpot")
-
-LATENESS_FLOOR_MS = 1.0
-LATENESS_SHARE = 0.02  # of the tightest latency that lateness is part of
-ACHIEVED_SHARE = 0.99
-STEAL_LIMIT = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +55,14 @@ class RunContext:
     window_end_s: float | None
     targets: tuple[Target, ...]
     load: LoadResult
-    steal_share: float
+    host: HostReading
     telemetry: Telemetry
     workload_digest: str
     started_at: str
     records_path: str
     command: str
     stream: bool = True
+    engine_memory_share: float | None = None  # its peak, of the machine's memory; None: not observable
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +126,9 @@ def summarise(records: Path, context: RunContext) -> Observed:
         throughput_output_tps=_per_second(_tokens_between(table, window_s), seconds),
         goodput_rps=_per_second(int((answered & ~missed).sum()), seconds),
         slo=tuple(_count(t, said[t.metric], times[t.metric]) for t in context.targets),
-        audit=_audit(table, judged, window_s, context, said),
+        audit=audit(
+            _asked(table, judged, window_s, context, said), context.load, context.host, context.engine_memory_share
+        ),
         telemetry=context.telemetry,
         records_path=context.records_path,
         command=context.command,
@@ -273,48 +272,30 @@ def _count(target: Target, latency_ms: FloatArray, tau: float) -> SloCount:
     )
 
 
-def _audit(
+def _asked(
     table: pa.Table,
     judged: pa.Table,
     window_s: tuple[float, float],
     context: RunContext,
     said: Mapping[str, FloatArray],
-) -> Audit:
-    load = context.load
-    limit_ms = _lateness_limit_ms(context.targets, said)
+) -> Asked:
     # Unsent without an error of the connection is the client's doing; refused is the engine's.
     unsent = np.isnan(column(judged, "t_send_ns")) & (_answered(judged) | _equals(judged, "cancelled"))
     scheduled = context.rate_rps is not None or context.kind == "ramp"
+    load = context.load
     missing = load.planned - load.never_due - table.num_rows if scheduled and not load.stopped_early else 0
-    offered = judged.num_rows + missing
-    achieved = judged.num_rows - int(unsent.sum())
-    reasons = []
-    if load.send_lateness_p99_ms > limit_ms:
-        reasons.append(f"requests were sent late: P99 {load.send_lateness_p99_ms:.2f} ms, limit {limit_ms:.2f} ms")
-    if achieved < ACHIEVED_SHARE * offered:
-        reasons.append(f"only {achieved} of {offered} due requests were sent")
-    if context.steal_share > STEAL_LIMIT:
-        reasons.append(f"the hypervisor took {context.steal_share:.0%} of the CPU time, limit {STEAL_LIMIT:.0%}")
-    seconds = window_s[1] - window_s[0]
-    return Audit(
-        offered_rps=_per_second(offered, seconds) if scheduled else None,
-        achieved_rps=_per_second(achieved, seconds),
-        send_lateness_p50_ms=load.send_lateness_p50_ms,
-        send_lateness_p99_ms=load.send_lateness_p99_ms,
-        send_lateness_limit_ms=limit_ms,
-        loop_lag_p99_ms=load.loop_lag_p99_ms,
-        generator_cpu_share=load.cpu_share,
-        connections_opened=load.connections_opened,
-        stale_connections_replaced=load.stale_connections_replaced,
-        steal_share=context.steal_share,
-        void_reasons=tuple(reasons),
+    return Asked(
+        offered=judged.num_rows + missing,
+        achieved=judged.num_rows - int(unsent.sum()),
+        seconds=window_s[1] - window_s[0],
+        scheduled=scheduled,
+        tightest_ms=_tightest_ms(context.targets, said),
     )
 
 
-def _lateness_limit_ms(targets: tuple[Target, ...], said: Mapping[str, FloatArray]) -> float:
-    """2 % of the tightest target that lateness is part of (TPOT is not); without one, of the median latency."""
+def _tightest_ms(targets: tuple[Target, ...], said: Mapping[str, FloatArray]) -> float | None:
+    """The tightest target that lateness is part of (TPOT is not); without one, the lowest median latency."""
     tightest = [t.target_ms for t in targets if t.metric != "tpot"]
     if not tightest:
         tightest = [float(np.median(said[m])) for m in ("ttft", "e2e") if m in said and said[m].size]
-    finite = [ms for ms in tightest if np.isfinite(ms)]
-    return max(LATENESS_FLOOR_MS, LATENESS_SHARE * min(finite, default=0.0))
+    return min((ms for ms in tightest if np.isfinite(ms)), default=None)

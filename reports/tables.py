@@ -6,6 +6,7 @@ Pure. Knows nothing of HTML; what is text here may be hostile and is escaped whe
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from harness.measurement import HostReading
 from reports.quantity import ABSENT, assignments, limit, number, points, ratio, value_text
 from reports.records import StudyRecords
 from reports.search_charts import MIB, OUTCOMES, outcome_of
@@ -126,10 +127,11 @@ def audit(records: StudyRecords) -> Table:
                 f"{number(seen.send_lateness_p99_ms)} / {number(seen.send_lateness_limit_ms)}",
                 number(seen.loop_lag_p99_ms),
                 f"{seen.generator_cpu_share:.1%}",
-                f"{seen.steal_share:.1%}",
+                *(text for _, text in disturbances(seen)),
                 f"{seen.connections_opened:,}",
             )
         )
+    host = (label for label, _ in disturbances(HostReading()))
     head = (
         "Run",
         "Load",
@@ -142,10 +144,34 @@ def audit(records: StudyRecords) -> Table:
         "Late P99 / limit, ms",
         "Loop lag P99, ms",
         "Client CPU",
-        "Steal",
+        *host,
         "Connections",
     )
     return Table(head, tuple(rows), words=3, flags=flags)
+
+
+def disturbances(seen: HostReading) -> tuple[tuple[str, str], ...]:
+    """What went on beside the engine: label, value as text. A dash: the machine does not tell."""
+    gpu = None if seen.gpu_neighbours is None else f"{seen.gpu_neighbours}{', slowed down' if seen.gpu_slowed else ''}"
+    swapped = seen.swapped_bytes_per_s
+    return (
+        ("Steal", _percent(seen.steal_share)),
+        ("Other programs", _percent(seen.foreign_cpu_share)),
+        ("Engine / client waited", f"{_percent(seen.engine_wait_share)} / {_percent(seen.client_wait_share)}"),
+        ("Stalled: CPU / memory / I/O", " / ".join(map(_percent, _stalls(seen)))),
+        ("Quota / heat", f"{_percent(seen.throttled_share)} / {_percent(seen.thermal_throttled_share)}"),
+        ("Swap, MB/s", ABSENT if swapped is None else number(swapped / 1e6)),
+        ("Others on the GPU", gpu or ABSENT),
+        ("Clock set by, ms", ABSENT if seen.clock_step_ms is None else f"{seen.clock_step_ms:.2f}"),
+    )
+
+
+def _stalls(seen: HostReading) -> tuple[float | None, float | None, float | None]:
+    return seen.cpu_stalled_share, seen.memory_stalled_share, seen.io_stalled_share
+
+
+def _percent(share: float | None) -> str:
+    return ABSENT if share is None else f"{share:.1%}"
 
 
 def quality(records: StudyRecords) -> Table | None:

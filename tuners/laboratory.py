@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from harness.bench import Session, Subject, session
-from harness.errors import HostDisturbed, TrialInfeasible, TrialVoid
+from harness.errors import TrialInfeasible, TrialVoid
 from harness.judge import judge
 from harness.measurement import QualityVerdict
 from harness.observe import Observed
@@ -316,18 +316,17 @@ class Laboratory:
     def _until_not_void(self, measure: Callable[[], R], folder: Path) -> tuple[R, int]:
         """``measure``'s result and how often it was void before. A void run's records are thrown away."""
         attempts = self.scenario.budget.void_retries + 1
-        reasons = ""
+        last = TrialVoid("never tried")
         for attempt in range(attempts):
             shutil.rmtree(folder, ignore_errors=True)
             try:
                 return measure(), attempt
             except TrialVoid as err:
-                reasons = str(err)
-                self.subject.observer.note(f"  void, repeated: {reasons}")
-        raise HostDisturbed(
-            f"{folder}: void {attempts} times in a row ({reasons}). This machine is too busy to measure on; "
-            "nothing recorded is lost: quieten it and go on with --resume"
-        )
+                last = err
+                self.subject.observer.note(f"  void, repeated: {err}")
+        raise type(last)(
+            f"{folder}: void {attempts} times in a row: {last}. Nothing recorded is lost: go on with --resume"
+        ) from last
 
 
 def infeasible(number: int, config: ServingConfig, failure: str, why: str) -> Trial:

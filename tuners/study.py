@@ -85,7 +85,7 @@ class Study:
         return self.laboratory.subject.root
 
     def run(self) -> Winner:
-        """Raises HostDisturbed when the machine will not let a step be measured; nothing done is lost."""
+        """Raises TrialVoid when the machine will not let a step be measured; nothing done is lost."""
         with Ledger(self.root / "ledger.jsonl") as ledger:
             winner = self._run(ledger)
         self._save(winner)

@@ -133,6 +133,7 @@ def test_a_study_can_be_told_compared_and_replayed(study, autotune):
     assert json.loads(autotune("compare", run, run, "--json", cwd=home).stdout)
     replayed = json.loads(autotune("replay", run, 0, "--json", cwd=home).stdout)
     assert replayed["same_config"]
+    assert {d["name"] for d in replayed["differences"]} >= {"ttft_p95_ms", "missed", "goodput_rps"}
     assert replayed["recorded"] == read(run / "ledger.jsonl")["trial/000"]["trial"]["score"]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from harness.load.records import LoadResult
 from harness.load.tables import RECORD_SCHEMA
-from harness.measurement import Measurement, Telemetry
+from harness.measurement import HostReading, Measurement, Telemetry
 from harness.observe import RunContext, Target, summarise
 
 METRICS_PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -86,7 +86,7 @@ def observe(tmp_path):
             "window_end_s": 10.0,
             "targets": targets,
             "load": dataclasses.replace(result, **(load or {})),
-            "steal_share": 0.0,
+            "host": HostReading(steal_share=0.0),
             "telemetry": Telemetry(),
             "workload_digest": "0" * 64,
             "started_at": "2026-01-01T00:00:00Z",
@@ -266,7 +266,10 @@ def test_without_a_stream_only_the_whole_answer_is_known(observe):
 VOID = {
     "late": ({"load": {"send_lateness_p99_ms": 3.1}}, "sent late"),
     "unsent": ({"load": {"planned": 103}}, "only 100 of 103"),
-    "steal": ({"steal_share": 0.06}, "hypervisor took 6%"),
+    "blind": ({"load": {"loop_lag_p99_ms": 3.1}}, "looked at late"),
+    "late stamps": ({"load": {"receive_lag_p99_ms": 3.1}}, "stamped late"),
+    "no core left": ({"load": {"cpu_share": 0.91}}, "91% of a core"),
+    "steal": ({"host": HostReading(steal_share=0.06)}, "hypervisor took 6%"),
 }
 
 
@@ -279,7 +282,7 @@ def test_a_disturbed_load_is_void(observe, case):
 
 
 def test_small_disturbances_are_not_void(observe):
-    small = {"load": {"send_lateness_p99_ms": 2.9, "planned": 101}, "steal_share": 0.05}
+    small = {"load": {"send_lateness_p99_ms": 2.9, "planned": 101}, "host": HostReading(steal_share=0.05)}
     assert observe(steady_requests(100), **small).measurement.audit.void_reasons == ()
 
 

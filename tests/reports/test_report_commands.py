@@ -71,6 +71,16 @@ def test_compare_shows_knobs_scores_and_no_caveat_for_equal_conditions(run, stud
     assert str(winner.config["knobs"]["variant"]) in output
 
 
+def test_compare_says_whether_the_scores_differ(run, study_folder, synthetic, tmp_path):
+    same = json.loads(run("compare", study_folder, study_folder, "--json").output)["gain"]
+    assert (same["value"], same["low"], same["high"]) == (1, 1, 1)
+    defaults = synthetic.make_study(tmp_path / "other", outcome="keep_defaults")
+    worse = json.loads(run("compare", study_folder, defaults, "--json").output)["gain"]
+    assert worse["value"] < 1
+    told = "significant" if worse["high"] < 1 else "not significant"
+    assert run("compare", study_folder, defaults).output.replace("\n", " ").count(f": {told}.") == 1
+
+
 def test_compare_warns_of_another_machine_and_other_targets(run, study_folder, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(study_folder, other)
