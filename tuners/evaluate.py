@@ -56,7 +56,7 @@ def evaluate(
     if scenario.objective == "meet":
         score = 1 / load
     else:
-        metric, target = next(iter(scenario.slo.targets.items()))
+        metric, target = next(iter(scenario.targets.items()))
         value_ms = _percentile_ms(loaded.measurement, metric, target.percentile)
         score = 1000 / value_ms if value_ms else 0.0
     return Evaluation(
