@@ -6,6 +6,7 @@ Knows nothing of what a scenario is used for.
 import difflib
 import json
 import os
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +19,8 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 from scenarios import refusals, traces
 from scenarios.errors import Problem, ScenarioError
 from scenarios.lengths import numbers
-from scenarios.located import read_yaml
+from scenarios.located import Path as KeyPath
+from scenarios.located import dotted, read_yaml
 from scenarios.replay import replay
 from scenarios.spec import Scenario
 from scenarios.traffic import Lengths, Rate, TraceFile, Traffic, Workload
@@ -49,7 +51,15 @@ def load(source: str | Path) -> Scenario:
         raise ScenarioError(sorted(problems, key=lambda p: p.line or 0)) from err
     if problems:
         raise ScenarioError(problems)
-    return _with_recorded_traffic(_with_absolute_paths(scenario, path.absolute().parent))
+    folder = path.absolute().parent
+    missing = [
+        Problem(str(path), located.line(at), dotted(at), f"does not exist: {file}")
+        for at, file in _files_of_traffic(scenario.workload, folder)
+        if not Path(file).is_file()
+    ]
+    if missing:
+        raise ScenarioError(missing)
+    return _with_recorded_traffic(_with_absolute_paths(scenario, folder))
 
 
 def check(source: str | Path) -> list[Problem]:
@@ -131,6 +141,23 @@ def _with_absolute_paths(scenario: Scenario, folder: Path) -> Scenario:
     return scenario.model_copy(update=changed)
 
 
+def _files_of_traffic(workload: Workload, folder: Path) -> Iterator[tuple[KeyPath, str]]:
+    """Where a file is named, and which."""
+    sections: list[tuple[KeyPath, Traffic]] = [(("workload",), workload)]
+    sections += [(("workload", "classes", i), c) for i, c in enumerate(workload.classes)]
+    for at, traffic in sections:
+        turns = traffic.sessions.turns if traffic.sessions else None
+        named = {
+            ("trace",): traffic.trace,
+            ("prompt_tokens",): traffic.prompt_tokens,
+            ("output_tokens",): traffic.output_tokens,
+            ("sessions", "turns"): turns,
+        }
+        for key, holder in named.items():
+            if holder is not None and holder.file is not None:
+                yield (*at, *key, "file"), _absolute(holder.file, folder)
+
+
 def _workload(workload: Workload, folder: Path) -> Workload:
     """Absolute paths and the digests of the files of traffic. Raises TraceError where they cannot be read."""
 
@@ -138,7 +165,7 @@ def _workload(workload: Workload, folder: Path) -> Workload:
         if named is None or named.file is None:
             return named
         file = _absolute(named.file, folder)
-        return named.model_copy(update={"file": file, "sha256": named.sha256 or traces.sha256(file)})
+        return named.model_copy(update={"file": file, "sha256": traces.sha256(file, named.sha256)})
 
     def with_files(traffic: TTraffic) -> TTraffic:
         sessions = traffic.sessions

@@ -177,7 +177,7 @@ class Scenario(Spec):
         outputs = {part.name: part.traffic.longest_turn_tokens[1] for part in self.workload.mix}
         for name, target in self.targets.items():
             traffic_class, _, metric = name.rpartition(".")
-            section = f"workload.classes: {traffic_class}: slo.{metric}" if traffic_class else f"slo.{metric}"
+            section = f"workload.classes ({traffic_class}) slo.{metric}" if traffic_class else f"slo.{metric}"
             if not self.workload.stream and metric == "ttft":
                 raise ValueError(f"{section} is the time to the first token: it needs workload.stream: true")
             if not self.workload.stream and metric == "tpot":

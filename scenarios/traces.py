@@ -78,9 +78,11 @@ class _Row:
     session: str | None = None
 
 
-def sha256(file: str) -> str:
-    """Of the file's content. Raises TraceError where it cannot be read."""
-    return hashlib.sha256(_content(file)).hexdigest()
+def sha256(file: str, expected: str | None = None) -> str:
+    """Of the file's content. Raises TraceError where it cannot be read, or is not the ``expected``."""
+    content = _content(file)
+    _check_unchanged(file, content, expected)
+    return hashlib.sha256(content).hexdigest()
 
 
 @lru_cache(maxsize=8)

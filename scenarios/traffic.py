@@ -357,13 +357,13 @@ class Workload(Traffic):
     def _check_times(self) -> None:
         replayed = self.arrivals.process == "trace" and self.from_trace and not self.classes
         if any(t.trace is not None and t.trace.fit == "thin" for t in (self, *self.classes)) and not replayed:
-            raise ValueError("trace.fit: thin needs both times and lengths of the trace: a whole replay")
+            raise ValueError("trace.fit thin needs both times and lengths of the trace: a whole replay")
         if self.arrivals.process != "trace":
             return
         if self.trace is None:
             raise ValueError("trace is missing: arrivals.process: trace takes its times from it")
         if self.trace.format == "sharegpt":
-            raise ValueError("trace.format: sharegpt has no times: choose another arrivals.process")
+            raise ValueError("trace.format sharegpt has no times: choose another arrivals.process")
         if replayed and self.sessions is not None:
             raise ValueError("sessions has no meaning here: the conversations, with their times, are the trace's")
 
