@@ -132,7 +132,7 @@ def arrival_fit(workload: Workload, schedule: Schedule) -> ArrivalFit | None:
     gaps = np.diff(times) / np.diff(times).mean()
     if arrivals.process == "trace":
         assert workload.trace is not None
-        distance = _distance_to_trace(gaps, replay(workload.trace), schedule.seed)
+        distance = _distance_to_trace(gaps, replay(workload.trace), schedule)
     else:
         distance = _distance(gaps, arrivals)
     return ArrivalFit(arrivals.process, len(gaps), distance, KOLMOGOROV_95 / len(gaps) ** 0.5)
@@ -146,13 +146,16 @@ def _distance(gaps: FloatArray, arrivals: Arrivals) -> float:
     return float(stats.kstest(gaps, stats.gamma(shape, scale=1 / shape).cdf).statistic)
 
 
-def _distance_to_trace(gaps: FloatArray, recorded: Replay, seed: int) -> float:
+def _distance_to_trace(gaps: FloatArray, recorded: Replay, schedule: Schedule) -> float:
     """To the gaps of as many requests of the file itself, read from where the seed begins."""
-    events = recorded.forward(recorded.offset_s(seed))
+    kept = None
+    if recorded.spec.fit == "thin" and schedule.rate_rps is not None:
+        kept = recorded.thinned(min(1.0, schedule.rate_rps / recorded.rate_rps))
+    events = recorded.forward(recorded.offset_s(schedule.seed), kept)
     own = np.diff([next(events).at_s for _ in range(len(gaps) + 1)])
     if own.mean() == 0:
         return 0.0
-    return float(stats.ks_2samp(np.round(gaps, 9), np.round(own / own.mean(), 9), method="asymp").statistic)
+    return float(stats.ks_2samp(np.round(gaps, 6), np.round(own / own.mean(), 6), method="asymp").statistic)
 
 
 def shared_prefix(requests: Sequence[ScheduledRequest]) -> float:
