@@ -208,7 +208,7 @@ workload:
   trace: {file: traffic/azure.csv, format: azure, max_prompt_tokens: 100, max_output_tokens: 50}
 slo: {ttft: {target_ms: 500}}
 """
-AZURE_ROWS = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,9,4\n2023-11-16 18:15:48,9,4\n"
+AZURE_ROWS = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-20 08:00:06,9,4\n2023-11-20 08:00:08,9,4\n"
 
 
 @pytest.fixture
