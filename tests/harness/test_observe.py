@@ -377,6 +377,8 @@ def test_a_cancelled_request_is_held_to_the_target_of_its_class(observe):
     assert {c.metric: (c.misses, c.n) for c in found.measurement.slo} == {"chat.ttft": (1, 7), "batch.e2e": (4, 4)}
     early = request(500, error="cancelled", chunks=(), end=120.0, traffic_class="chat")
     assert len(observe([*mixed(), early], targets=(CHAT_TTFT, BATCH_E2E)).missed) == 10
+    begun = request(500, error="cancelled", chunks=(100.0,), end=120.0, traffic_class="chat")
+    assert len(observe([*mixed(), begun], targets=(CHAT_TTFT, BATCH_E2E)).missed) == 11
 
 
 def test_a_class_without_a_request_has_no_evidence(observe):

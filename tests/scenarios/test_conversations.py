@@ -87,8 +87,8 @@ def test_a_turn_is_the_whole_history_and_a_question(words, workload, rate_rps, s
         ]
         assert r.prompt.count(" ") == r.prompt_tokens
         assert r.prompt_tokens + r.output_tokens <= workload.longest_tokens
-        if r.after is None:
-            assert r.think_ns == 0
+        if r.turn == 0 or r.session not in last:
+            assert (r.after, r.think_ns) == (None, 0)
         else:
             before = requests[r.after]
             assert before is last[r.session]
@@ -170,6 +170,14 @@ def test_another_class_changes_no_text_of_the_first(words):
         for w in (alone, both)
     )
     assert mixed == only[: len(mixed)]
+
+
+def test_longer_answers_change_no_question(words):
+    short, long = (
+        sequence(Workload.model_validate(traffic(sessions=TALK, output_tokens={"mean": n})), words, n=60, seed=5)
+        for n in (3.0, 8.0)
+    )
+    assert [r.messages[::2] for r in short.requests] == [r.messages[::2] for r in long.requests]
 
 
 def test_evenly_the_classes_take_turns(words):

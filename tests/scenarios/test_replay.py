@@ -112,6 +112,12 @@ def test_thinning_keeps_whole_sessions_meets_the_share_and_is_nested(recorded, a
     assert 0 <= sizes[fewer].sum() - min(a, b) * whole.requests < sizes.max()
 
 
+def test_what_is_kept_is_the_same_in_every_process(trace_of):
+    kept = replay(trace_of(keep=0.3)).sessions
+    replay.cache_clear()
+    assert replay(trace_of(keep=0.3)).sessions == kept
+
+
 def test_keep_never_splits_a_session(trace_of):
     whole, kept = replay(trace_of()), replay(trace_of(keep=0.3))
     assert set(kept.sessions) < set(whole.sessions)
