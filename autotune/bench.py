@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from harness.bench import Loaded, Session, Subject
+    from harness.load.fleet import Fleet
     from harness.measurement import Measurement
     from scenarios.space import SearchSpace, Value
     from tuners.evaluate import Evaluation
@@ -31,6 +32,13 @@ def bench(
     seconds: Annotated[float | None, typer.Option(help="Length of the hold. Default: budget.certify_s.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Seed of the traffic.", min=0)] = 1,
     run: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/bench-<scenario>, -2 …")] = None,
+    workers: Annotated[int, typer.Option(help="Load processes on this machine.", min=0)] = 1,
+    remote_workers: Annotated[
+        int, typer.Option(help="Load processes to wait for, started elsewhere by `autotune load-worker`.", min=0)
+    ] = 0,
+    listen: Annotated[
+        str | None, typer.Option(metavar="HOST[:PORT]", help="Where remote workers find us, such as 0.0.0.0:5557.")
+    ] = None,
     quiet: QuietOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -43,10 +51,11 @@ def bench(
 
     if rate is not None and rate <= 0:
         raise UserError(f"--rate must be > 0, got {rate:g}")
+    fleet = _fleet(workers, remote_workers, listen)
     wanted = load(scenario)
     folder = run or fresh_folder(f"bench-{wanted.name}")
     with Watch(err, quiet=quiet or json) as watch:
-        subject = prepare(wanted, folder, watch, build=True)
+        subject = prepare(wanted, folder, watch, build=True, fleet=fleet)
         make_folder(folder)
         write_whole(folder / "scenario.yaml", dump_yaml(wanted))
         space = subject.engine.knobs(subject.model, subject.host)
@@ -96,6 +105,17 @@ def replay(
             s.warm_up(seed + 900)
             after = evaluate(s, scenario, rate_rps=rate, seed=seed, hints=Hints(known or 1.0, near=bool(known)))
     _compare(before, after, config.digest == before.trial.config_digest, json=json)
+
+
+def _fleet(local: int, remote: int, listen: str | None) -> "Fleet":
+    from harness.load.fleet import Fleet, parse_address
+    from scenarios.errors import UserError
+
+    if local + remote == 0:
+        raise UserError("--workers 0 needs --remote-workers: somebody must generate the load")
+    if bool(remote) != (listen is not None):
+        raise UserError("--listen is needed with --remote-workers, and only there: the address at which they find us")
+    return Fleet(local, remote) if listen is None else Fleet(local, remote, parse_address(listen))
 
 
 def _assignment(space: "SearchSpace", text: str) -> tuple[str, "Value"]:

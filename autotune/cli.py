@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from autotune import bench, doctor, models, report, scenarios, sync, tune
+from autotune import bench, doctor, load_worker, models, report, scenarios, sync, tune
 from autotune.console import err
 from scenarios.errors import AutotuneError
 
@@ -24,6 +24,7 @@ app.command()(doctor.doctor)
 app.add_typer(scenarios.app, name="scenarios")
 app.add_typer(models.app, name="models")
 app.command()(bench.bench)
+app.command()(load_worker.load_worker)
 app.command()(tune.tune)
 app.command()(report.report)
 app.command()(report.compare)

@@ -24,12 +24,14 @@ from harness.judge import allowed_misses, judge
 from harness.ledger import unusable
 from harness.load import payload
 from harness.load.driver import drive
+from harness.load.fleet import ALONE, Fleet, is_loopback
 from harness.load.records import LiveCounters, LoadPlan, LoadResult, PlannedRequest
 from harness.measurement import EngineIdentity, Measurement, RunKind, Telemetry, Verdict
 from harness.models.store import resolve
 from harness.observe import Observed, RunContext, Target, summarise
 from harness.supervise import Running, complete, launch
 from scenarios import workload as schedules
+from scenarios.errors import UserError
 from scenarios.space import ServingConfig
 from scenarios.spec import Scenario
 from scenarios.traffic import Workload
@@ -69,6 +71,7 @@ class Subject:
     targets: tuple[Target, ...] = ()
     words: Words | None = None
     counted: dict[str, int] = field(default_factory=dict)  # tokens of real texts, asked of the server once each
+    fleet: Fleet = ALONE  # who generates the load
 
     def plan(self, config: ServingConfig) -> LaunchPlan:
         return self.engine.plan(self.scenario.engine, self.model, config, self.host)
@@ -85,18 +88,24 @@ class Subject:
         )
 
 
-def prepare(scenario: Scenario, root: Path, observer: Observer, *, build: bool) -> Subject:
+def prepare(scenario: Scenario, root: Path, observer: Observer, *, build: bool, fleet: Fleet = ALONE) -> Subject:
     """Finds the engine, the model and the host's limits. ``build``: missing variants are fetched and built.
 
-    Raises EngineNotInstalled, ModelNotFound, ModelCorrupt, DownloadFailed.
+    Raises EngineNotInstalled, ModelNotFound, ModelCorrupt, DownloadFailed, UserError.
     """
+    if fleet.remote and (scenario.engine.base_url is None or is_loopback(scenario.engine.base_url)):
+        reached = scenario.engine.base_url or f"an engine started here ({scenario.engine.name})"
+        raise UserError(
+            f"workers on other machines cannot reach {reached}: they need engine.name: attached and an "
+            "engine.base_url that means the same machine everywhere"
+        )
     engine: Engine = plugins.load("engines", scenario.engine.name)()
     version = engine.version()
     if scenario.model.served_as is not None:
         model = ResolvedModel(scenario.model, scenario.model.served_as, reference_variant="")
     else:
         model = resolve(scenario.model, build=build, on_progress=lambda _done, _total, what: observer.begin(what, None))
-    return Subject(scenario, engine, version, model, limits(), root, observer)
+    return Subject(scenario, engine, version, model, limits(), root, observer, fleet=fleet)
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +306,7 @@ class Session:
             slo_ms={t.metric: t.target_ms for t in self.subject.targets},
             stop_after_misses=dict(stop_after_misses or {}),
             misses_from_ns=round(misses_from_s * NS),
+            until_ns=round(schedule.duration_s * NS) if schedule.duration_s else None,
             concurrency=concurrency,
             think_time_ns=round((workload.arrivals.think_time_s or 0) * NS),
             api_key_env=endpoint.api_key_env,
@@ -381,7 +391,7 @@ class Session:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as err:
             raise unusable(folder, err) from err
-        result = drive(plan, folder, on_live=on_live, metadata=metadata)
+        result = drive(plan, folder, fleet=self.subject.fleet, on_live=on_live, metadata=metadata)
         self.running.check()
         if result.stopped_early == "hung":
             raise self.running.hung(plan.hang_ns / NS)

@@ -327,8 +327,8 @@ def _audit(
     # Unsent without an error of the connection is the client's doing; refused is the engine's.
     unsent = np.isnan(column(judged, "t_send_ns")) & (_answered(judged) | _equals(judged, "cancelled"))
     scheduled = context.rate_rps is not None or context.kind == "ramp"
-    never_due = load.planned - table.num_rows if scheduled and not load.stopped_early else 0
-    offered = judged.num_rows + never_due
+    missing = load.planned - load.never_due - table.num_rows if scheduled and not load.stopped_early else 0
+    offered = judged.num_rows + missing
     achieved = judged.num_rows - int(unsent.sum())
     reasons = []
     if load.send_lateness_p99_ms > limit_ms:

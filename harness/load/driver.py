@@ -1,4 +1,4 @@
-"""Runs a load plan in a child process of its own and brings back the records and the generator's audit.
+"""Runs a load plan in child processes of its own and brings back the records and the generator's audit.
 
 Knows nothing of Locust or gevent, nor of what the records mean.
 """
@@ -15,24 +15,30 @@ from typing import IO, Any
 
 from harness.errors import LoadGeneratorSaturated
 from harness.ledger import unusable
+from harness.load.fleet import ALONE, Fleet
 from harness.load.records import (
     AUDIT_FILE,
     RECORDS_FILE,
+    ROWS_FILE,
     LiveCounters,
     LoadPlan,
     LoadResult,
     delete_plan,
     write_plan,
 )
+from harness.load.tables import table_of, write_records
 
 _SILENCE_S = 60.0  # the child speaks every 250 ms while it runs, and needs seconds to write many records
 _LOG_FILE = "load.log"
+_SINGLE = "harness.load.locust_user"
+_FLEET = "harness.load.locust_fleet"
 
 
 def drive(
     plan: LoadPlan,
     folder: Path,
     *,
+    fleet: Fleet = ALONE,
     on_live: Callable[[LiveCounters], bool] | None = None,
     metadata: Mapping[str, str],
 ) -> LoadResult:
@@ -45,16 +51,24 @@ def drive(
     assert plan.requests, "a load plan without requests"
     try:
         with _writing_to(folder):
-            write_plan(plan, metadata, folder)
-        with _child(folder) as child:
-            done = _listen(child, folder, on_live)
+            write_plan(plan, folder)
+        with _child(folder, fleet) as child:
+            done = _listen(child, folder, fleet, on_live)
         result = LoadResult(**{**done, "records_path": folder / RECORDS_FILE})
-        audit = json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n"
-        with _writing_to(folder):
-            (folder / AUDIT_FILE).write_text(audit, encoding="utf-8")
+        with _writing_to(result.records_path):
+            _keep(result, plan, metadata, folder)
     finally:
         delete_plan(folder)
     return result
+
+
+def _keep(result: LoadResult, plan: LoadPlan, metadata: Mapping[str, str], folder: Path) -> None:
+    """Raises OSError."""
+    table = table_of((folder / ROWS_FILE).read_bytes(), plan.requests)
+    stamps = {"t0_monotonic_ns": str(result.t0_monotonic_ns), "t0_wall_iso": result.t0_wall_iso}
+    write_records(table, {**metadata, **stamps}, result.records_path)
+    audit = json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n"
+    (folder / AUDIT_FILE).write_text(audit, encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -66,13 +80,21 @@ def _writing_to(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _child(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Its stderr is kept in ``load.log`` only when it says something."""
+def _child(folder: Path, fleet: Fleet) -> Iterator[subprocess.Popen[bytes]]:
+    """The one generator, or the master of several. Its stderr is kept in ``load.log`` if it says something."""
     log_path = folder / _LOG_FILE
-    argv = [sys.executable, "-P", "-m", "harness.load.locust_user", str(folder), str(os.getpid())]
+    module, *role = (_SINGLE, str(folder), str(os.getpid()))
+    if fleet.size > 1 or fleet.remote:
+        host, port = fleet.listen
+        module, *role = (_FLEET, "master", str(folder), str(os.getpid()), host, str(port))
+        role += [str(fleet.size), str(fleet.muster_s)]
     with _writing_to(folder), log_path.open("wb") as log:
         child = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
+            [sys.executable, "-P", "-m", module, *role],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
         )
     try:
         yield child
@@ -87,31 +109,59 @@ def _child(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
             log_path.unlink()
 
 
+@contextlib.contextmanager
+def workers(count: int, host: str, port: int, log: IO[bytes] | None = None) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes that carry out a share of one plan of the master at this address, and end. None survives the exit."""
+    argv = [sys.executable, "-P", "-m", _FLEET, "worker", str(os.getpid()), host, str(port)]
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": log}
+    running: list[subprocess.Popen[bytes]] = []
+    try:
+        running.extend(subprocess.Popen(argv, start_new_session=True, **pipes) for _ in range(count))
+        yield running
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
 def _listen(
-    child: subprocess.Popen[bytes], folder: Path, on_live: Callable[[LiveCounters], bool] | None
+    child: subprocess.Popen[bytes],
+    folder: Path,
+    fleet: Fleet,
+    on_live: Callable[[LiveCounters], bool] | None,
 ) -> dict[str, Any]:
-    """What the child is ``done`` with."""
+    """What the child is ``done`` with. A master that listens is given the workers of this machine."""
     assert child.stdin is not None
     assert child.stdout is not None
     asked = False
-    for line in _lines(child.stdout):
-        message = json.loads(line)
-        if "done" in message:
-            done: dict[str, Any] = message["done"]
-            return done
-        if "exhausted" in message:
-            raise LoadGeneratorSaturated(f"the load generator {message['exhausted']}")
-        if "unwritable" in message:
-            number = message["unwritable"] or 0
-            raise unusable(folder / RECORDS_FILE, OSError(number, os.strerror(number)))
-        if on_live is not None and on_live(LiveCounters(**message["live"])) and not asked:
-            asked = True
-            with contextlib.suppress(BrokenPipeError):
-                child.stdin.write(b"stop\n")
-                child.stdin.flush()
+    with contextlib.ExitStack() as local:
+        for line in _lines(child.stdout):
+            message = json.loads(line)
+            if "done" in message:
+                done: dict[str, Any] = message["done"]
+                return done
+            if "exhausted" in message:
+                raise LoadGeneratorSaturated(f"the load generator {message['exhausted']}")
+            if "unwritable" in message:
+                number = message["unwritable"] or 0
+                raise unusable(folder / RECORDS_FILE, OSError(number, os.strerror(number)))
+            if "listening" in message:
+                log = local.enter_context((folder / _LOG_FILE).open("ab"))
+                host = _reachable(fleet.listen[0])
+                local.enter_context(workers(fleet.local, host, message["listening"], log))
+            elif "live" in message and on_live is not None and on_live(LiveCounters(**message["live"])) and not asked:
+                asked = True
+                with contextlib.suppress(BrokenPipeError):
+                    child.stdin.write(b"stop\n")
+                    child.stdin.flush()
     status = child.wait()
     said = (folder / _LOG_FILE).read_text("utf-8", "replace")[-4000:]
     raise RuntimeError(f"the load child ended with status {status}:\n{said}")
+
+
+def _reachable(host: str) -> str:
+    """Where a process of this machine finds what listens on ``host``."""
+    return "127.0.0.1" if host in ("0.0.0.0", "*", "::") else host  # noqa: S104 - compared, not bound
 
 
 def _lines(pipe: IO[bytes]) -> Iterator[bytes]:

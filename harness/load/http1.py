@@ -64,7 +64,7 @@ class ResponseReader:
             if not data:
                 return b""
         if self._chunked:
-            return self._dechunk(data)
+            return self._one_whole_chunk(data) or self._dechunk(data)
         if self._left is None:
             return data
         body = data[: self._left]
@@ -116,6 +116,17 @@ class ResponseReader:
             self._left = 0
         self.done = self._left == 0 and not self._chunked
         self.status = status
+
+    def _one_whole_chunk(self, data: bytes) -> bytes:
+        """The body if ``data`` is one whole chunk, as it nearly always is; nothing if it is anything else."""
+        end = data.find(b"\r\n")
+        if self._line or self._chunk_left or self._after_chunk or self._in_trailers or not data[:end].isalnum():
+            return b""
+        try:
+            size = int(data[:end], 16)
+        except ValueError:
+            return b""
+        return data[end + 2 : -2] if size == len(data) - end - 4 and data.endswith(b"\r\n") else b""
 
     def _dechunk(self, data: bytes) -> bytes:
         if self._line:

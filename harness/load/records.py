@@ -1,48 +1,25 @@
-"""The file formats between the parent and the load child: the plan that goes in, the records that come out.
+"""What goes in and out of the load child: the plan's types and files, and what it tells its parent.
 
-Knows nothing of Locust, gevent, HTTP or SLO verdicts. All times are integer nanoseconds on the monotonic
-clock, relative to the run's t0 (``t0_monotonic_ns`` in the result).
+Knows nothing of Locust, gevent, HTTP or SLO verdicts, and imports little: it is part of the child. All times
+are integer nanoseconds on the monotonic clock, relative to the run's t0 (``t0_monotonic_ns`` in the result).
 """
 
+import itertools
 import json
+import mmap
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any, Literal, overload
 
 PLAN_FILE = "plan.json"
-REQUESTS_FILE = "requests.arrow"
+REQUESTS_FILE = "requests.bin"
+ROWS_FILE = "rows.bin"
 RECORDS_FILE = "requests.parquet"
 AUDIT_FILE = "audit.json"
 
-RECORD_SCHEMA = pa.schema(
-    [
-        pa.field("index", pa.int64(), nullable=False),  # position in the plan
-        pa.field("t_int_ns", pa.int64(), nullable=False),  # intended send time
-        pa.field("t_send_ns", pa.int64()),  # after the last byte was sent; null: never sent
-        pa.field("t_first_ns", pa.int64()),  # first chunk with content; null: none came
-        pa.field("t_last_ns", pa.int64()),  # last chunk with content
-        pa.field("t_end_ns", pa.int64(), nullable=False),  # response over, error, or timeout
-        pa.field("chunk_ns", pa.list_(pa.int64()), nullable=False),  # every chunk with content
-        pa.field("prompt_tokens_asked", pa.int64(), nullable=False),
-        pa.field("output_tokens_asked", pa.int64(), nullable=False),
-        pa.field("prompt_tokens", pa.int64()),  # usage.prompt_tokens; null: server did not say
-        pa.field("cached_tokens", pa.int64()),  # usage.prompt_tokens_details.cached_tokens
-        pa.field("output_tokens", pa.int64()),  # usage.completion_tokens
-        pa.field("finish_reason", pa.string()),
-        pa.field("http_status", pa.int64()),
-        pa.field("error", pa.string()),  # null: success. Else one of ERRORS
-        pa.field("connection_reused", pa.bool_(), nullable=False),
-        pa.field("bytes_received", pa.int64(), nullable=False),
-        pa.field("traffic_class", pa.string(), nullable=False),  # of a mix of classes; "": there is just one
-        pa.field("session", pa.int64()),  # the conversation it is a turn of; null: it stands alone
-        pa.field("turn", pa.int64(), nullable=False),  # of its session, from 0
-    ]
-)
+NONE = -(1 << 63)  # stands for None in a column of 64-bit integers
 
 ERRORS = ("connect", "reset", "timeout", "http", "truncated", "protocol", "cancelled")
 # connect: no connection. reset: it broke, or ended before a byte of the answer. truncated: the answer ended
@@ -50,31 +27,6 @@ ERRORS = ("connect", "reset", "timeout", "http", "truncated", "protocol", "cance
 # not the API's JSON. timeout: plan.timeout_ns after t_int. No request is ever sent twice.
 # cancelled: in flight when the run was stopped early or its drain time was over. An unfinished request
 # that is already older than its targets counts as a miss; a younger one says nothing (observe.py).
-
-
-class Record(NamedTuple):
-    """One row of RECORD_SCHEMA; same names, same order."""
-
-    index: int  # type: ignore[assignment]  # the column's name; nobody looks for values in a record
-    t_int_ns: int
-    t_send_ns: int | None
-    t_first_ns: int | None
-    t_last_ns: int | None
-    t_end_ns: int
-    chunk_ns: "array[int]"
-    prompt_tokens_asked: int
-    output_tokens_asked: int
-    prompt_tokens: int | None
-    cached_tokens: int | None
-    output_tokens: int | None
-    finish_reason: str | None
-    http_status: int | None
-    error: str | None
-    connection_reused: bool
-    bytes_received: int
-    traffic_class: str = ""
-    session: int | None = None
-    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +52,7 @@ class PlannedRequest:
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """Everything the load child needs. Written as a folder: ``plan.json`` plus ``requests.arrow``.
+    """Everything the load child needs. Written as a folder: ``plan.json`` plus ``requests.bin``.
 
     ``mode`` open: every request is fired at t0 + t_int_ns, whatever became of the others.
     ``mode`` closed: ``concurrency`` requests are kept in flight, in plan order, each started
@@ -119,10 +71,11 @@ class LoadPlan:
     timeout_ns: int
     drain_ns: int
     hang_ns: int
-    requests: tuple[PlannedRequest, ...] = field(repr=False)
+    requests: Sequence[PlannedRequest] = field(repr=False)
     slo_ms: dict[str, float] = field(default_factory=dict)
     stop_after_misses: dict[str, int] = field(default_factory=dict)
     misses_from_ns: int = 0  # requests due before are a warm-up: their misses do not count
+    until_ns: int | None = None  # a later turn that falls due after is not sent (None: all are)
     concurrency: int | None = None
     think_time_ns: int = 0
     api_key_env: str | None = None  # the NAME; the child reads the value from its environment
@@ -145,7 +98,10 @@ class LiveCounters:
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """What a run of the load child left: the records and its own audit (``audit.json``)."""
+    """What a run of the load child left: the records and its own audit (``audit.json``).
+
+    With several workers: percentiles over all of them, counts and memory added up, the busiest one's CPU share.
+    """
 
     records_path: Path
     t0_monotonic_ns: int
@@ -165,68 +121,103 @@ class LoadResult:
     locust_version: str
     idle_connections_dropped: int = 0  # unused for longer than the pool trusts a server to keep them
     scheduling: str = "none"  # what the child was granted to be served before others (priority.py)
+    never_due: int = 0  # of planned: later turns whose time did not come
+    receive_lag_p50_ms: float | None = None  # from the kernel's receipt of bytes to our stamp, on sampled
+    receive_lag_p99_ms: float | None = None  # connections; None: nothing was received on one
+    workers: int = 1  # processes that generated the load
+    clock_offset_ms: float | None = None  # of the worker whose monotonic clock is farthest from the master's
+    clock_uncertainty_ms: float | None = None  # of that offset, at most; None: there is one process
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "records_path": self.records_path.name}
 
 
-_REQUESTS_SCHEMA = pa.schema(
-    [
-        pa.field("index", pa.int64(), nullable=False),
-        pa.field("t_int_ns", pa.int64(), nullable=False),
-        pa.field("body", pa.large_binary(), nullable=False),
-        pa.field("prompt_tokens_asked", pa.int64(), nullable=False),
-        pa.field("output_tokens_asked", pa.int64(), nullable=False),
-        pa.field("traffic_class", pa.string(), nullable=False),
-        pa.field("session", pa.int64()),
-        pa.field("turn", pa.int64(), nullable=False),
-        pa.field("after", pa.int64()),
-        pa.field("think_ns", pa.int64(), nullable=False),
-    ]
-)
+_NUMBERS = ("index", "t_int_ns", "prompt_tokens_asked", "output_tokens_asked", "session", "turn", "after", "think_ns")
+_COLUMNS = (*_NUMBERS, "traffic_class", "body_end")
 
 
-def write_plan(plan: LoadPlan, metadata: Mapping[str, str], folder: Path) -> None:
-    """``metadata`` travels along, into the schema metadata of the records. Raises OSError."""
+class PackedRequests(Sequence[PlannedRequest]):
+    """Requests as they lie in a file: columns of 64-bit integers, then the bodies. Each is made when asked for."""
+
+    def __init__(self, packed: "memoryview | mmap.mmap | bytes", classes: Sequence[str], count: int) -> None:
+        view = memoryview(packed)
+        width = 8 * count
+        self._columns = {n: view[i * width : (i + 1) * width].cast("q") for i, n in enumerate(_COLUMNS)}
+        self._bodies = view[len(_COLUMNS) * width :]
+        self._classes = classes
+        self._count = count
+
+    def column(self, name: str) -> memoryview:
+        """Of 64-bit integers; `NONE` stands for None."""
+        return self._columns[name]
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, at: int) -> PlannedRequest: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[PlannedRequest]: ...
+    def __getitem__(self, at: int | slice) -> PlannedRequest | Sequence[PlannedRequest]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(self._count))]
+        columns = self._columns
+        numbers = {name: columns[name][at] for name in _NUMBERS}
+        ends = columns["body_end"]
+        return PlannedRequest(
+            **{name: None if number == NONE else number for name, number in numbers.items()},  # type: ignore[arg-type]
+            traffic_class=self._classes[columns["traffic_class"][at]],
+            body=bytes(self._bodies[ends[at - 1] if at else 0 : ends[at]]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PackedPlan(LoadPlan):
+    """A plan as the load child has it."""
+
+    requests: PackedRequests = field(repr=False)
+
+
+def pack(plan: LoadPlan) -> tuple[dict[str, Any], Iterator[bytes]]:
+    """Settings that JSON can say, and the requests in pieces of bytes; `unpack` reads both."""
     settings = {f.name: getattr(plan, f.name) for f in fields(plan) if f.name != "requests"}
-    document = {"plan": settings, "metadata": dict(metadata)}
-    (folder / PLAN_FILE).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    columns = {name: [getattr(r, name) for r in plan.requests] for name in _REQUESTS_SCHEMA.names}
-    table = pa.table(columns, schema=_REQUESTS_SCHEMA)
-    with pa.OSFile(str(folder / REQUESTS_FILE), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
+    classes = list(dict.fromkeys(r.traffic_class for r in plan.requests))
+    return {**settings, "classes": classes, "count": len(plan.requests)}, _pieces(plan.requests, classes)
 
 
-def read_plan(folder: Path) -> tuple[LoadPlan, dict[str, str]]:
-    """What write_plan wrote: the plan and its metadata."""
-    document = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
-    with pa.OSFile(str(folder / REQUESTS_FILE), "rb") as source:
-        columns = pa.ipc.open_file(source).read_all().to_pydict()
-    rows = zip(*(columns[f.name] for f in fields(PlannedRequest)), strict=True)
-    return LoadPlan(**document["plan"], requests=tuple(PlannedRequest(*row) for row in rows)), document["metadata"]
+def _pieces(requests: Sequence[PlannedRequest], classes: list[str]) -> Iterator[bytes]:
+    for name in _NUMBERS:
+        values = (getattr(r, name) for r in requests)
+        yield array("q", [NONE if value is None else value for value in values]).tobytes()
+    yield array("q", [classes.index(r.traffic_class) for r in requests]).tobytes()
+    yield array("q", itertools.accumulate(len(r.body) for r in requests)).tobytes()
+    yield from (r.body for r in requests)
+
+
+def unpack(settings: Mapping[str, Any], packed: "mmap.mmap | bytes") -> PackedPlan:
+    """What `pack` was given."""
+    own = dict(settings)
+    requests = PackedRequests(packed, own.pop("classes"), own.pop("count"))
+    return PackedPlan(**own, requests=requests)
+
+
+def write_plan(plan: LoadPlan, folder: Path) -> None:
+    """Into `PLAN_FILE` and `REQUESTS_FILE`. Raises OSError."""
+    settings, pieces = pack(plan)
+    (folder / PLAN_FILE).write_text(json.dumps(settings, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    with (folder / REQUESTS_FILE).open("wb") as file:
+        file.writelines(pieces)
+
+
+def read_plan(folder: Path) -> PackedPlan:
+    """What write_plan wrote; the requests stay in their file until they are asked for."""
+    settings = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
+    with (folder / REQUESTS_FILE).open("rb") as file:
+        packed = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return unpack(settings, packed)
 
 
 def delete_plan(folder: Path) -> None:
     """The plan's files are bulky and can be made again from the workload and its seed."""
-    for name in (PLAN_FILE, REQUESTS_FILE):
+    for name in (PLAN_FILE, REQUESTS_FILE, ROWS_FILE):
         (folder / name).unlink(missing_ok=True)
-
-
-def write_records(records: Sequence[Record], metadata: Mapping[str, str], path: Path) -> None:
-    """All at once, under a temporary name until complete. Raises OSError."""
-    offsets, chunks = array("q", [0]), array("q")
-    for record in records:
-        chunks.extend(record.chunk_ns)
-        offsets.append(len(chunks))
-    by_name = dict(zip(Record._fields, zip(*records, strict=True), strict=False))
-    columns = [pa.array(by_name.get(f.name, ()), f.type) for f in RECORD_SCHEMA if f.name != "chunk_ns"]
-    lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(chunks, pa.int64()))
-    columns.insert(RECORD_SCHEMA.get_field_index("chunk_ns"), lists)
-    table = pa.Table.from_arrays(columns, schema=RECORD_SCHEMA.with_metadata(dict(metadata)))
-    partial = path.with_suffix(".partial")
-    try:
-        pq.write_table(table, partial)
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise

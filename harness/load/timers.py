@@ -9,6 +9,7 @@ import os
 _CLOCK_MONOTONIC = 1
 _TFD_TIMER_ABSTIME = 1
 _NS = 1_000_000_000
+NEVER_NS = 1 << 62  # 146 years after the machine was started
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

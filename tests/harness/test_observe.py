@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harness.load.records import RECORD_SCHEMA, LoadResult
+from harness.load.records import LoadResult
+from harness.load.tables import RECORD_SCHEMA
 from harness.measurement import Measurement, Telemetry
 from harness.observe import RunContext, Target, summarise
 

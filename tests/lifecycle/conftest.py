@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.ledger import Ledger
-from harness.load.records import RECORD_SCHEMA
+from harness.load.tables import RECORD_SCHEMA
 from harness.measurement import (
     Audit,
     EngineIdentity,

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.load.driver import drive
-from harness.load.records import RECORD_SCHEMA
+from harness.load.tables import RECORD_SCHEMA
 
 STREAM = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 CHUNKED = STREAM + "Transfer-Encoding: chunked\r\n\r\n"
@@ -70,7 +70,7 @@ def plays(server):
         "closed_after_done": [["send", CHUNKED + event() + stop + chunk("data: [DONE]\n\n")], ["close"]],
         "ended_unfinished": [["send", CHUNKED + event() + "0\r\n\r\n"]],
         "busy": [["send", whole("503 Service Unavailable", '{"error": {"message": "Loading model"}}')]],
-        "too_many": [["send", whole("429 Too Many Requests", "slow down", "text/plain")]],
+        "too_many": [["send", whole("429 Too Many Requests\r\nRetry-After: 1", "slow down", "text/plain")]],
         "error_event": [["send", CHUNKED + event() + chunk('data: {"error": {"message": "oom"}}\n\n') + end()]],
         "not_http": [["send", "SSH-2.0-OpenSSH_9.6\r\n\r\n"], ["close"]],
         "bad_chunk": [["send", CHUNKED + "zz\r\n"]],
@@ -246,3 +246,23 @@ def test_a_connection_is_reused_only_after_a_whole_answer(outcome):
         last_on[request.connection] = name
     assert result.connections_opened == len(last_on)
     assert any(row["connection_reused"] for row in rows.values())
+
+
+def test_a_refusal_with_a_time_to_come_back_is_a_failure_and_nothing_is_sent_twice(outcome):
+    rows, seen, _, _ = outcome
+    assert rows["too_many"]["error"] == "http"
+    assert len(seen) == len(rows)  # the server saw each request once: indices are theirs
+
+
+def test_a_connection_that_breaks_at_any_byte_is_a_failure_until_all_is_said(server, tmp_path):
+    answer = CHUNKED + server.event("x") + server.event("", finish="stop") + server.usage(5, 1) + server.end()
+    said_all = answer.index("data: [DONE]\n") + len("data: [DONE]\n")
+    cuts = [*range(1, len(answer), 9), said_all - 1, said_all, len(answer)]
+    plays = [[["send", answer[:cut]], ["sleep", 0.05], ["reset"]] for cut in cuts]
+    result = drive(server.plan(*plays, every_s=0.005), tmp_path, metadata={"seed": "7"})
+    rows = pq.read_table(result.records_path).to_pylist()
+    first = answer.index("\n\n") + 2
+    for cut, row in zip(cuts, rows, strict=True):
+        assert (row["error"] is None) == (cut >= said_all), (cut, row["error"])
+        assert row["error"] in (None, "reset")
+        assert len(row["chunk_ns"]) == (cut >= first)

@@ -1,9 +1,9 @@
 """The pieces that need no process: framing, events, timers, and the files between parent and child."""
 
-import array
 import itertools
 import json
 import time
+from dataclasses import asdict, fields, replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from harness.load.exchange import Exchange
 from harness.load.http1 import ProtocolError, ResponseReader
 from harness.load.live import LiveMisses
-from harness.load.records import RECORD_SCHEMA, LoadPlan, PlannedRequest, Record, read_plan, write_plan, write_records
-from harness.load.sse import EventLines, read_event
+from harness.load.records import LoadPlan, PlannedRequest, delete_plan, read_plan, write_plan
+from harness.load.rows import pack_row
+from harness.load.sse import EventLines, EventReader, read_event
+from harness.load.tables import RECORD_SCHEMA, table_of, write_records
 from harness.load.timers import TimerFd
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
@@ -134,7 +136,13 @@ plans = st.builds(
             st.binary(max_size=20),
             st.integers(1, 99),
             st.integers(1, 99),
+            st.sampled_from(["", "chat", "code"]),
+            st.none() | st.integers(0, 99),
+            st.integers(0, 9),
+            st.none() | st.integers(0, 99),
+            st.integers(0, 10**10),
         ),
+        min_size=1,
         max_size=5,
     ).map(tuple),
     slo_ms=st.dictionaries(st.sampled_from(["ttft", "tpot", "e2e"]), st.floats(0.1, 1e5)),
@@ -148,43 +156,75 @@ plans = st.builds(
 @given(plans)
 def test_a_plan_is_read_as_it_was_written(tmp_path_factory, plan):
     folder = tmp_path_factory.mktemp("plan")
-    write_plan(plan, {"seed": "1"}, folder)
+    write_plan(plan, folder)
     first = {p.name: p.read_bytes() for p in folder.iterdir()}
-    assert read_plan(folder) == (plan, {"seed": "1"})
-    write_plan(plan, {"seed": "1"}, folder)
+    read = read_plan(folder)
+    assert tuple(read.requests) == plan.requests
+    assert asdict(replace(plan, requests=())) == asdict(LoadPlan(**{**fields_of(read), "requests": ()}))
+    write_plan(plan, folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == first
+    delete_plan(folder)
+    assert list(folder.iterdir()) == []
 
 
-def record(index, *, first=None, last=None, chunks=(), tokens=None, error=None):
-    chunks = array.array("q", chunks)
-    return Record(index, 0, 1, first, last, 10**9, chunks, 5, 3, None, None, tokens, None, 200, error, False, 0)
+def fields_of(plan):
+    return {f.name: getattr(plan, f.name) for f in fields(plan)}
 
 
-def test_records_are_written_as_the_schema_says(tmp_path):
-    assert Record._fields == tuple(RECORD_SCHEMA.names)
+def ended(index=0, *, sent=1, chunks=(), tokens=None, error=None, finish="stop", end=10**9):
+    """A request that was due and fired at 0."""
+    exchange = Exchange(PlannedRequest(index, 0, b"", 5, 3, "chat", 7, 2), 0)
+    exchange.t_send_ns, exchange.t_end_ns, exchange.error, exchange.finish_reason = sent, end, error, finish
+    exchange.usage = [4, None, tokens]
+    exchange.chunk_ns.extend(chunks)
+    return exchange
+
+
+def test_rows_become_the_table_that_the_schema_says(tmp_path):
+    exchanges = [
+        ended(1, chunks=(5, 7, 9), tokens=4),
+        ended(0, sent=None, error="reset", finish=None),
+        ended(2, chunks=(6,), finish="f" * 40, end=2**40),
+    ]
+    requests = sorted((e.request for e in exchanges), key=lambda r: r.index)
     path = tmp_path / "requests.parquet"
-    write_records([record(0), record(1, first=5, last=9, chunks=(5, 7, 9), tokens=4)], {"seed": "1"}, path)
+    write_records(table_of(b"".join(pack_row(e, 0) for e in exchanges), requests), {"seed": "1"}, path)
     table = pq.read_table(path)
     assert table.schema.equals(RECORD_SCHEMA)
-    assert table["chunk_ns"].to_pylist() == [[], [5, 7, 9]]
-    assert table["t_first_ns"].to_pylist() == [None, 5]
+    assert table.schema.metadata[b"seed"] == b"1"
+    said = {name: table[name].to_pylist() for name in RECORD_SCHEMA.names}
+    assert said["index"] == [0, 1, 2]
+    assert said["chunk_ns"] == [[], [5, 7, 9], [6]]
+    assert (said["t_first_ns"], said["t_last_ns"]) == ([None, 5, 6], [None, 9, 6])
+    assert (said["t_send_ns"], said["t_end_ns"]) == ([None, 1, 1], [10**9, 10**9, 2**40])
+    assert said["error"] == ["reset", None, None]
+    assert said["finish_reason"] == [None, "stop", "f" * 32]
+    assert (said["prompt_tokens"], said["cached_tokens"], said["output_tokens"]) == (
+        [4] * 3,
+        [None] * 3,
+        [None, 4, None],
+    )
+    assert (said["traffic_class"], said["session"], said["turn"]) == (["chat"] * 3, [7] * 3, [2] * 3)
+    assert (said["prompt_tokens_asked"], said["output_tokens_asked"]) == ([5] * 3, [3] * 3)
     assert [p.name for p in tmp_path.iterdir()] == ["requests.parquet"]
 
 
 def test_no_records_is_a_file_too(tmp_path):
-    write_records([], {}, tmp_path / "requests.parquet")
+    write_records(table_of(b"", ()), {}, tmp_path / "requests.parquet")
     assert pq.read_table(tmp_path / "requests.parquet").schema.equals(RECORD_SCHEMA)
 
 
 def test_a_request_counts_as_soon_as_it_is_too_old_and_only_once():
     misses = LiveMisses({"ttft": 100.0, "e2e": 500.0})
-    exchange = Exchange(PlannedRequest(0, 0, b"", 5, 3), 0)
-    misses.watch(exchange)
+    exchange = ended(chunks=(150_000_000, 400_000_000))
+    waiting = Exchange(exchange.request, 0)
+    misses.watch(waiting)
     misses.look(99_000_000)
     assert misses.counts == {"ttft": 0, "e2e": 0}
     misses.look(101_000_000)
     assert misses.counts == {"ttft": 1, "e2e": 0}
-    misses.settle(exchange, record(0, first=150_000_000, last=400_000_000))
+    exchange.missed = waiting.missed
+    misses.settle(exchange)
     assert misses.counts == {"ttft": 1, "e2e": 0}
 
 
@@ -197,20 +237,69 @@ def test_misses_of_the_warm_up_do_not_count():
 
 
 @pytest.mark.parametrize(
-    ("ended", "counts"),
+    ("exchange", "counts"),
     [
-        (record(0, first=99_000_000, last=199_000_000, tokens=11), {"ttft": 0, "tpot": 0}),
-        (record(0, first=101_000_000, last=201_000_000, tokens=11), {"ttft": 1, "tpot": 0}),
-        (record(0, first=0, last=110_000_000, tokens=11), {"ttft": 0, "tpot": 1}),
-        (record(0, first=0, last=110_000_000, tokens=None), {"ttft": 0, "tpot": 0}),
-        (record(0, error="reset"), {"ttft": 1, "tpot": 1}),
-        (record(0, error="cancelled"), {"ttft": 0, "tpot": 0}),
+        (ended(chunks=(99_000_000, 199_000_000), tokens=11), {"ttft": 0, "tpot": 0}),
+        (ended(chunks=(101_000_000, 201_000_000), tokens=11), {"ttft": 1, "tpot": 0}),
+        (ended(chunks=(0, 110_000_000), tokens=11), {"ttft": 0, "tpot": 1}),
+        (ended(chunks=(0, 110_000_000), tokens=None), {"ttft": 0, "tpot": 0}),
+        (ended(error="reset"), {"ttft": 1, "tpot": 1}),
+        (ended(error="cancelled"), {"ttft": 0, "tpot": 0}),
     ],
 )
-def test_a_finished_request_is_judged_by_its_record(ended, counts):
+def test_a_finished_request_is_judged_by_what_came(exchange, counts):
     misses = LiveMisses({"ttft": 100.0, "tpot": 10.0})
-    misses.settle(Exchange(PlannedRequest(0, 0, b"", 5, 3), 0), ended)
+    misses.settle(exchange)
     assert misses.counts == counts
+
+
+def test_a_target_of_a_class_counts_its_own_requests_only():
+    misses = LiveMisses({"ttft": 100.0, "chat.ttft": 50.0, "code.ttft": 10.0, "chat.e2e": 500.0})
+    late = ended(chunks=(70_000_000, 80_000_000))  # of class chat
+    misses.settle(late)
+    assert misses.counts == {"ttft": 0, "chat.ttft": 1, "code.ttft": 0, "chat.e2e": 0}
+    for_all = Exchange(PlannedRequest(1, 0, b"", 5, 3), 0)
+    misses.watch(for_all)
+    misses.look(600_000_000)
+    assert misses.counts == {"ttft": 1, "chat.ttft": 1, "code.ttft": 0, "chat.e2e": 0}
+
+
+def test_a_target_that_nobody_can_count_is_refused():
+    with pytest.raises(ValueError, match=r"chat\.nonsense"):
+        LiveMisses({"chat.nonsense": 1.0})
+
+
+texts = st.text(max_size=8) | st.sampled_from(['"', "\\", '\\"', "", " ", "\u00e9", "\n", '"text":"', '"content":'])
+
+
+@given(
+    st.lists(texts, min_size=1, max_size=8),
+    st.sampled_from(["text", "content", "reasoning", "logprobs"]),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([(", ", ": "), (",", ":")]),
+)
+def test_reading_events_one_after_the_other_is_reading_each(said, key, finishes, ascii_only, separators):
+    """The short cut of EventReader never changes what an event means."""
+    reader = EventReader()
+    for i, text in enumerate(said):
+        choice = {"index": 0, "finish_reason": "stop" if finishes and i == len(said) - 1 else None}
+        choice |= {"text": text} if key == "text" else {"delta": {key: text}}
+        if key == "logprobs":
+            choice |= {"delta": {"content": text}, "logprobs": {"content": [{"token": text}]}}
+        document = {"id": "x", "choices": [choice], "usage": None}
+        payload = json.dumps(document, ensure_ascii=ascii_only, separators=separators).encode("utf-8", "replace")
+        assert reader.read(payload) == read_event(payload)
+
+
+def test_events_that_are_broken_inside_their_text_are_not_taken_for_text():
+    reader = EventReader()
+    whole, *others = (
+        b'{"choices":[{"text":"%b"}]}' % t for t in (b"abc", b"d\ne", b"\xff\xfe", b"", b'","error":"x', b"ok")
+    )
+    assert reader.read(whole) == read_event(whole)
+    for payload in others:
+        assert reader.read(payload) == read_event(payload)
 
 
 def test_a_timer_expires_at_its_instant_and_not_before():

@@ -18,6 +18,7 @@ import pytest
 
 from harness.errors import RunFolderUnusable
 from harness.load.driver import drive
+from harness.load.records import write_plan
 
 META = {"seed": "1"}
 
@@ -71,7 +72,7 @@ def test_ends_when_enough_targets_are_missed(fresh_server, tmp_path):
     assert seen[-1].misses["e2e"] == seen[-1].misses["tpot"] == 0
     rows = rows_of(result)
     assert {row["error"] for row in rows} == {"cancelled"}
-    assert len(rows) == result.sent < result.planned == 200
+    assert len(rows) - 1 <= result.sent <= len(rows) < result.planned == 200  # one may be connecting
 
 
 def test_missed_targets_are_counted_once_each_and_failures_miss_all(fresh_server, tmp_path):
@@ -180,8 +181,9 @@ def test_tls(tls_server, tmp_path, monkeypatch):
     assert [(row["error"], row["connection_reused"]) for row in rows] == [(None, False), (None, True), (None, True)]
 
 
-def test_a_full_disk_is_said_and_nothing_half_made_is_left(fresh_server, tmp_path):
-    (tmp_path / "requests.partial").symlink_to("/dev/full")
+@pytest.mark.parametrize("written", ["rows.bin", "requests.partial"])
+def test_a_full_disk_is_said_and_nothing_half_made_is_left(fresh_server, tmp_path, written):
+    (tmp_path / written).symlink_to("/dev/full")
     with pytest.raises(RunFolderUnusable, match=r"requests\.parquet: cannot write: the disk is full"):
         drive(fresh_server.plan(fresh_server.answer()), tmp_path, metadata=META)
     assert list(tmp_path.iterdir()) == []
@@ -189,7 +191,7 @@ def test_a_full_disk_is_said_and_nothing_half_made_is_left(fresh_server, tmp_pat
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_anything_starts(fresh_server, tmp_path):
-    (tmp_path / "requests.arrow").symlink_to("/dev/full")
+    (tmp_path / "requests.bin").symlink_to("/dev/full")
     with pytest.raises(RunFolderUnusable, match="the disk is full"):
         drive(fresh_server.plan(fresh_server.answer()), tmp_path, metadata=META)
     assert fresh_server.seen == {}
@@ -247,14 +249,13 @@ PARENT = textwrap.dedent("""
 
 def test_locusts_own_statistics_have_every_request(fresh_server, tmp_path):
     """Its web UI and CSV would be right; no verdict reads them."""
-    plan = fresh_server.plan(fresh_server.answer(), fresh_server.answer(), [["close"]])
+    write_plan(fresh_server.plan(fresh_server.answer(), fresh_server.answer(), [["close"]]), tmp_path)
     program = textwrap.dedent("""
         import sys
+        from pathlib import Path
         from harness.load.locust_user import run
-        from harness.load.records import LoadPlan, PlannedRequest
-        settings = eval(sys.argv[1])
-        requests = tuple(PlannedRequest(**r) for r in settings.pop("requests"))
-        load_run, environment = run(LoadPlan(**settings, requests=requests))
+        from harness.load.records import read_plan
+        load_run, environment = run(read_plan(Path(sys.argv[1])))
         load_run.read_all()
         total = environment.stats.total
         print(total.num_requests, total.num_failures, total.min_response_time >= 50, len(environment.user_classes))
@@ -262,14 +263,14 @@ def test_locusts_own_statistics_have_every_request(fresh_server, tmp_path):
     read, write = os.pipe()
     with os.fdopen(read) as stdin, os.fdopen(write, "w"):
         said = subprocess.run(
-            [sys.executable, "-c", program, repr(asdict(plan))], stdin=stdin, capture_output=True, text=True, check=True
+            [sys.executable, "-c", program, str(tmp_path)], stdin=stdin, capture_output=True, text=True, check=True
         )
     assert said.stdout.split() == ["3", "1", "False", "1"]
     assert said.stderr == ""
 
 
 def test_out_of_descriptors_is_our_fault_not_the_servers(fresh_server, tmp_path):
-    """Raised deep in a request's greenlet: nothing that goes wrong there is swallowed."""
+    """Raised deep in a callback of the loop: nothing that goes wrong there is swallowed."""
     program = textwrap.dedent("""
         import resource, sys
         from pathlib import Path
@@ -287,7 +288,9 @@ def test_out_of_descriptors_is_our_fault_not_the_servers(fresh_server, tmp_path)
     plan = fresh_server.plan(*[[["hang"]]] * 60, every_s=0.005)
     argv = [sys.executable, "-c", program, repr(asdict(plan)), str(tmp_path)]
     said = subprocess.run(argv, capture_output=True, text=True, check=True)
-    assert re.fullmatch(r"the load generator cannot open connection \d+: Too many open files\n", said.stdout)
+    assert re.match(
+        r"the load generator cannot open connection \d+: this process may open 40 files: raise", said.stdout
+    )
 
 
 def test_first_in_line_is_what_it_says_and_is_given_back():

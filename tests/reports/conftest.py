@@ -13,7 +13,7 @@ import pytest
 from scipy.stats import binom
 
 from harness.ledger import Ledger
-from harness.load.records import RECORD_SCHEMA
+from harness.load.tables import RECORD_SCHEMA
 from harness.measurement import (
     Audit,
     EngineIdentity,
