@@ -155,16 +155,16 @@ def _settle(s: "Session", recorded: "Reference | None", *, same_as_default: bool
     s.subject = replace(s.subject, words=build_words(s))
     scenario = s.subject.scenario
     unloaded_ms: dict[str, float] = {}
-    if not scenario.slo.resolved:
+    if not scenario.targets_are_absolute:
         if not same_as_default:
             s.subject.observer.note("targets are relative: taken from this configuration's own unloaded latency")
         loaded = s.unloaded(seed=950)
-        unloaded_ms = {metric: median_ms(loaded, metric) for metric in scenario.slo.targets}
+        unloaded_ms = {metric: median_ms(loaded, metric) for metric in scenario.targets}
     targets_ms = resolve_targets(scenario, unloaded_ms)
     if not targets_ms:
         raise UserError("slo: nothing to judge")
     s.subject = replace(
-        s.subject, targets=tuple(Target(m, t.percentile, targets_ms[m]) for m, t in scenario.slo.targets.items())
+        s.subject, targets=tuple(Target(m, t.percentile, targets_ms[m]) for m, t in scenario.targets.items())
     )
 
 
@@ -214,7 +214,7 @@ def _show(subject: "Subject", loaded: "Loaded", *, json: bool) -> None:
         f"{subject.model.label} on {subject.engine_version}, {rate}", "latency, ms", "value", "95 % interval"
     )
     for name, estimate in m.metrics.items():
-        if name.split("_p")[0] in ("ttft", "tpot", "e2e"):
+        if name.rsplit("_", 2)[0].rpartition(".")[2] in ("ttft", "tpot", "e2e"):
             latency.add_row(
                 _label(name), _number(estimate.value), f"{_number(estimate.low)} to {_number(estimate.high)}"
             )
@@ -259,7 +259,8 @@ def _audit(m: "Measurement") -> "Table":
 
 def _label(metric: str) -> str:
     name, percentile = metric.removesuffix("_ms").rsplit("_p", 1)
-    return f"{name.upper()} P{percentile}"
+    traffic_class, _, name = name.rpartition(".")
+    return f"{traffic_class} {name.upper()} P{percentile}".strip()
 
 
 def _number(value: float | None) -> str:

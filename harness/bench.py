@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +22,7 @@ from harness.errors import EngineCrashed, EngineHung
 from harness.host import limits
 from harness.judge import allowed_misses, judge
 from harness.ledger import unusable
+from harness.load import payload
 from harness.load.driver import drive
 from harness.load.fleet import ALONE, Fleet, is_loopback
 from harness.load.records import LiveCounters, LoadPlan, LoadResult, PlannedRequest
@@ -33,13 +34,15 @@ from harness.supervise import Running, complete, launch
 from scenarios import workload as schedules
 from scenarios.errors import UserError
 from scenarios.space import ServingConfig
-from scenarios.spec import Scenario, Workload
+from scenarios.spec import Scenario
+from scenarios.traffic import Workload
+from scenarios.words import estimated_tokens
 from scenarios.workload import Schedule, Words
 
 NS = 1_000_000_000
 DRAIN_PROBES = 3
 FEWEST_REQUESTS = 20  # less says nothing about a P95
-UNLOADED_REQUESTS = 24
+UNLOADED_REQUESTS = 24  # of each traffic class
 CLOSED_RPS_PER_LANE = 50  # more answers a second than one lane of a closed loop gives
 CLOSED_MOST = 20_000  # requests of one closed loop: they are all made beforehand
 UNLOADED_SKIPPED = 4  # the first answers pay for cold caches
@@ -68,6 +71,7 @@ class Subject:
     observer: Observer
     targets: tuple[Target, ...] = ()
     words: Words | None = None
+    counted: dict[str, int] = field(default_factory=dict)  # tokens of real texts, asked of the server once each
     fleet: Fleet = ALONE  # who generates the load
 
     def plan(self, config: ServingConfig) -> LaunchPlan:
@@ -162,7 +166,24 @@ class Session:
     @property
     def words(self) -> Words:
         assert self.subject.words is not None
-        return self.subject.words
+        return replace(self.subject.words, count=self._tokens_of) if self._quotes else self.subject.words
+
+    @property
+    def _quotes(self) -> bool:
+        """Whether real texts are sent, of which only the server knows the tokens."""
+        return any(part.traffic.trace and part.traffic.trace.format == "sharegpt" for part in self.workload.mix)
+
+    def _tokens_of(self, text: str) -> int:
+        counted, engine = self.subject.counted, self.subject.engine
+        if text not in counted:
+            tokens = engine.tokenize(self.running.endpoint, text)
+            counted[text] = estimated_tokens(text) if tokens is None else len(tokens)
+        return counted[text]
+
+    def _fewest_requests(self) -> float:
+        """So many that each class with promises of its own has FEWEST_REQUESTS."""
+        judged = {t.traffic_class for t in self.subject.targets}
+        return FEWEST_REQUESTS / min((part.share for part in self.workload.mix if part.name in judged), default=1.0)
 
     def warm_up(self, seed: int) -> None:
         """Fresh content, a few requests at a time, for ``budget.warmup_s``; measured by nobody."""
@@ -180,7 +201,8 @@ class Session:
         """One request at a time: the latency that no queue has touched."""
         for _ in range(UNLOADED_SKIPPED):
             complete(self.running.endpoint, timeout_s=self.workload.timeout_s)
-        schedule = schedules.sequence(self.workload, self.words, n=UNLOADED_REQUESTS, seed=seed)
+        n = UNLOADED_REQUESTS * len(self.workload.mix)
+        schedule = schedules.sequence(self.workload, self.words, n=n, seed=seed, evenly=True)
         plan = self._load_plan(schedule, concurrency=1, drain_s=self.workload.timeout_s)
         return self._measure("unloaded", plan, schedule, warmup_s=0.0, targets=())
 
@@ -194,14 +216,14 @@ class Session:
             duration_s=self.ramp_seconds(start_rps, end_rps),
             seed=seed,
         )
-        most = max(8, len(schedule.requests) // 5)
-        plan = self._load_plan(schedule, drain_s=1.0, stop_after_misses={t.metric: most for t in self.subject.targets})
+        most = {t.metric: max(8, _concerned(schedule, t) // 5) for t in self.subject.targets}
+        plan = self._load_plan(schedule, drain_s=1.0, stop_after_misses=most)
         return self._measure("ramp", plan, schedule, warmup_s=0.0, targets=self.subject.targets, name=name)
 
     def ramp_seconds(self, start_rps: float, end_rps: float) -> float:
         """``budget.ramp_s``, or as long as it takes to expect FEWEST_REQUESTS."""
         mean_rps = (end_rps - start_rps) / math.log(end_rps / start_rps)
-        return max(self.subject.scenario.budget.ramp_s, FEWEST_REQUESTS / mean_rps)
+        return max(self.subject.scenario.budget.ramp_s, self._fewest_requests() / mean_rps)
 
     def hold(self, rate_rps: float, seconds: float, seed: int, name: str, *, until_certain: bool) -> Loaded:
         """A constant rate. The warm-up at that rate comes on top of ``seconds`` and is not judged; a slow rate
@@ -210,12 +232,11 @@ class Session:
         until_certain: stop once the percentile over the whole hold must lie above a target.
         """
         warmup_s = self.subject.scenario.budget.warmup_s
-        seconds = max(seconds, FEWEST_REQUESTS / rate_rps)
+        seconds = max(seconds, self._fewest_requests() / rate_rps)
         schedule = schedules.hold(
             self.workload, self.words, rate_rps=rate_rps, duration_s=warmup_s + seconds, seed=seed
         )
-        judged = sum(r.t_int_ns >= warmup_s * NS for r in schedule.requests)
-        misses = _certain_misses(judged, self.subject.targets) if until_certain else None
+        misses = _certain_misses(schedule, warmup_s, self.subject.targets) if until_certain else None
         plan = self._load_plan(schedule, drain_s=self._patience_s(), stop_after_misses=misses, misses_from_s=warmup_s)
         return self._measure("hold", plan, schedule, warmup_s=warmup_s, targets=self.subject.targets, name=name)
 
@@ -234,7 +255,7 @@ class Session:
 
     def _patience_s(self) -> float:
         """How long after the last request its answer is waited for: past every target it is a miss anyway."""
-        slowest_ms = max((t.target_ms for t in self.subject.targets if t.metric != "tpot"), default=None)
+        slowest_ms = max((t.target_ms for t in self.subject.targets if t.latency != "tpot"), default=None)
         return self.workload.timeout_s if slowest_ms is None else min(self.workload.timeout_s, 2 + slowest_ms / 1e3)
 
     def _hang_s(self) -> float:
@@ -254,7 +275,7 @@ class Session:
         workload, endpoint = self.workload, self.running.endpoint
         return LoadPlan(
             base_url=endpoint.base_url,
-            path="/chat/completions" if workload.api == "chat" else "/completions",
+            path=payload.path(workload),
             mode="open" if concurrency is None else "closed",
             api=workload.api,
             stream=workload.stream,
@@ -265,9 +286,21 @@ class Session:
                 PlannedRequest(
                     index=r.index,
                     t_int_ns=r.t_int_ns,
-                    body=_body(workload, r.prompt, r.output_tokens, endpoint.served_model, endpoint.request_extras),
+                    body=payload.encode(
+                        workload,
+                        r.messages,
+                        r.output_tokens,
+                        model=endpoint.served_model,
+                        extras=endpoint.request_extras,
+                        traffic_class=r.traffic_class,
+                    ),
                     prompt_tokens_asked=r.prompt_tokens,
                     output_tokens_asked=r.output_tokens,
+                    traffic_class=r.traffic_class,
+                    session=r.session,
+                    turn=r.turn,
+                    after=r.after,
+                    think_ns=r.think_ns,
                 )
                 for r in schedule.requests
             ),
@@ -433,24 +466,15 @@ class _Tree:
         return spent
 
 
-def _certain_misses(planned: int, targets: tuple[Target, ...]) -> dict[str, int]:
-    """Metric -> so many misses of ``planned`` requests put its percentile above the target for certain."""
-    return {t.metric: 1 + allowed_misses(planned, t.percentile) for t in targets}
-
-
-def _body(workload: Workload, prompt: str, output_tokens: int, model: str, extras: Mapping[str, object]) -> bytes:
-    content: dict[str, object] = (
-        {"messages": [{"role": "user", "content": prompt}]} if workload.api == "chat" else {"prompt": prompt}
+def _concerned(schedule: Schedule, target: Target, from_s: float = 0.0) -> int:
+    """How many requests a target may be about. Later turns of a session may become due at any time."""
+    return sum(
+        (not target.traffic_class or r.traffic_class == target.traffic_class)
+        and (r.t_int_ns >= from_s * NS or r.session is not None)
+        for r in schedule.requests
     )
-    stream = {"stream": True, "stream_options": {"include_usage": True}} if workload.stream else {"stream": False}
-    return json.dumps(
-        {
-            "model": model,
-            **content,
-            "max_tokens": output_tokens,
-            "temperature": workload.temperature,
-            **stream,
-            **extras,
-        },
-        ensure_ascii=False,
-    ).encode()
+
+
+def _certain_misses(schedule: Schedule, from_s: float, targets: tuple[Target, ...]) -> dict[str, int]:
+    """Target -> so many misses of the requests due from ``from_s`` put its percentile above it for certain."""
+    return {t.metric: 1 + allowed_misses(_concerned(schedule, t, from_s), t.percentile) for t in targets}

@@ -33,11 +33,24 @@ NEED_A_STREAM = ("ttft", "ttft_wire", "tpot")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One promise, resolved: this percentile of the metric is at most ``target_ms``."""
+    """One promise, resolved: this percentile of the metric is at most ``target_ms``.
+
+    ``metric``: "ttft" (of all requests) or "chat.ttft" (of the traffic class chat).
+    """
 
     metric: str
     percentile: float
     target_ms: float
+
+    @property
+    def traffic_class(self) -> str:
+        """The class it is about; "": all requests."""
+        return self.metric.rpartition(".")[0]
+
+    @property
+    def latency(self) -> str:
+        """The metric without its class."""
+        return latency_name(self.metric)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +103,7 @@ def summarise(records: Path, context: RunContext) -> Observed:
     targets_ms = {t.metric: t.target_ms for t in context.targets}
     latency = latencies_ms(judged, targets_ms)
     if not context.stream:
-        latency = {metric: values for metric, values in latency.items() if metric not in NEED_A_STREAM}
+        latency = {name: values for name, values in latency.items() if latency_name(name) not in NEED_A_STREAM}
     said = {metric: values[~np.isnan(values)] for metric, values in latency.items()}
     if context.stream:
         said["icg"] = inter_chunk_gaps_ms(judged)
@@ -99,9 +112,10 @@ def summarise(records: Path, context: RunContext) -> Observed:
     missed = np.zeros(judged.num_rows, dtype=bool)
     open_ = np.zeros(judged.num_rows, dtype=bool)
     cancelled = _equals(judged, "cancelled")
-    for metric, target_ms in targets_ms.items():
-        missed |= latency[metric] > target_ms
-        open_ |= cancelled & np.isnan(latency[metric])
+    for target in context.targets:
+        values = latency[target.metric]
+        missed |= values > target.target_ms
+        open_ |= cancelled & np.isnan(values) & _of_class(judged, target.traffic_class)
     settled = missed | ~open_
     answered = _answered(judged)
 
@@ -143,8 +157,36 @@ def latencies_ms(records: pa.Table, targets_ms: Mapping[str, float]) -> dict[str
     """Each per-request metric of each row: +inf where the request failed, nan where it says nothing.
 
     A cancelled request keeps what it had reached. What it had not reached is +inf once it is certain to
-    exceed the target, and nan before that (or without a target).
+    exceed the target, and nan before that (or without a target). The metrics of a traffic class are named
+    `chat.ttft`; they are nan in the rows of every other class.
     """
+    found = _latencies_ms(records, targets_ms)
+    classes = {name for name in pc.unique(records["traffic_class"]).to_pylist() if name}
+    classes |= {name.rpartition(".")[0] for name in targets_ms if "." in name}
+    for traffic_class in sorted(classes):
+        prefix = f"{traffic_class}."
+        own = {name.removeprefix(prefix): ms for name, ms in targets_ms.items() if name.startswith(prefix)}
+        elsewhere = ~_of_class(records, traffic_class)
+        for metric, values in _latencies_ms(records, own).items():
+            values[elsewhere] = np.nan
+            found[prefix + metric] = values
+    return found
+
+
+def latency_name(metric: str) -> str:
+    """`ttft` of `chat.ttft`."""
+    return metric.rpartition(".")[2]
+
+
+def _of_class(records: pa.Table, traffic_class: str) -> BoolArray:
+    """Rows of the class; all of them for the empty name."""
+    if not traffic_class:
+        return np.ones(records.num_rows, dtype=bool)
+    own: BoolArray = pc.equal(records["traffic_class"], traffic_class).to_numpy(zero_copy_only=False)
+    return own
+
+
+def _latencies_ms(records: pa.Table, targets_ms: Mapping[str, float]) -> dict[str, FloatArray]:
     t_int, t_send, t_first, t_last, t_end, asked = (
         column(records, name)
         for name in ("t_int_ns", "t_send_ns", "t_first_ns", "t_last_ns", "t_end_ns", "output_tokens_asked")
@@ -295,7 +337,7 @@ def _asked(
 
 def _tightest_ms(targets: tuple[Target, ...], said: Mapping[str, FloatArray]) -> float | None:
     """The tightest target that lateness is part of (TPOT is not); without one, the lowest median latency."""
-    tightest = [t.target_ms for t in targets if t.metric != "tpot"]
+    tightest = [t.target_ms for t in targets if t.latency != "tpot"]
     if not tightest:
         tightest = [float(np.median(said[m])) for m in ("ttft", "e2e") if m in said and said[m].size]
     return min((ms for ms in tightest if np.isfinite(ms)), default=None)

@@ -12,7 +12,7 @@ from reports.plots import Figure, Trace, band, figure, line, mark, marks, number
 from reports.quantity import Quantity, limit, number
 from reports.records import PlacedRun, Requests, StudyRecords, requests
 from reports.series import distribution, rolling_quantiles
-from reports.view import METRIC_NAMES, Answer
+from reports.view import Answer, metric_name
 
 SHOWN_REQUESTS = 4000
 
@@ -42,7 +42,7 @@ def latency_curves(records: StudyRecords, answer: Answer) -> list[tuple[str, str
                 reach.append(min(float(np.interp(0.99, curve.share, curve.at_ms)), 4 * target_ms))
         if not traces:
             continue
-        title = METRIC_NAMES.get(metric, metric)
+        title = metric_name(metric)
         lines = marks(
             mark(target_ms, f"target {limit(target_ms)} ms"),
             mark(records.percentile(metric), f"P{records.percentile(metric):g}", axis="y", colour="--muted"),
@@ -79,7 +79,7 @@ def over_time(records: StudyRecords, answer: Answer) -> list[tuple[str, str, Fig
         at, (median, tail) = rolling_quantiles(raw.due_s, values, (0.5, records.percentile(metric) / 100))
         dots = {"size": 4, "opacity": 0.45, "line": {"width": 0}}
         hover = "%{x:.2f} s: %{y:.4g} ms<extra></extra>"
-        title = METRIC_NAMES.get(metric, metric)
+        title = metric_name(metric)
         traces = [
             points(
                 numbers(raw.due_s[kept]),
@@ -150,7 +150,7 @@ def evidence(records: StudyRecords, answer: Answer) -> list[tuple[str, str, Figu
             yaxis={"range": spread([*passing, needed, refuted, -2.0, *(v for v in failing if v > -8)])},
             **marks(mark(needed, f"ln(1/α) = {needed:.2f}", axis="y")),
         )
-        title = f"{METRIC_NAMES.get(verdict.metric, verdict.metric)} P{verdict.percentile:g}: {verdict.outcome}"
+        title = f"{metric_name(verdict.metric)} P{verdict.percentile:g}: {verdict.outcome}"
         note = f"{verdict.misses:,} of {verdict.n:,} late, counts divided by {number(verdict.deflation)}"
         found.append((title, note, shown))
     return found

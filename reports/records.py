@@ -59,7 +59,11 @@ class StudyRecords:
         return dict(self.reference.targets_ms) if self.reference else {}
 
     def percentile(self, metric: str) -> float:
-        return float(self.start.scenario["slo"][metric]["percentile"])
+        """Of the promise called ``metric``: `ttft`, or `chat.ttft` of the traffic class chat."""
+        traffic_class, _, latency = metric.rpartition(".")
+        classes = self.start.scenario["workload"].get("classes", ()) if traffic_class else ()
+        slo = next((c["slo"] for c in classes if c["name"] == traffic_class), self.start.scenario["slo"])
+        return float(slo[latency]["percentile"])
 
     def trial(self, number: int) -> TrialResult | None:
         return next((t for t in self.trials if t.trial.number == number), None)

@@ -10,7 +10,7 @@ from harness.measurement import HostReading
 from reports.quantity import ABSENT, assignments, limit, number, points, ratio, value_text
 from reports.records import StudyRecords
 from reports.search_charts import MIB, OUTCOMES, outcome_of
-from reports.view import METRIC_NAMES, Answer, changed_knobs, score_unit, worst_difference
+from reports.view import Answer, changed_knobs, metric_name, score_unit, worst_difference
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +247,7 @@ def unloaded(records: StudyRecords) -> str:
     if records.reference is None:
         return ""
     parts = [
-        f"{METRIC_NAMES.get(m, m)} {limit(target)} ms"
+        f"{metric_name(m)} {limit(target)} ms"
         + (
             f" (unloaded median {number(records.reference.unloaded_ms[m])} ms)"
             if m in records.reference.unloaded_ms
@@ -274,4 +274,4 @@ def _stem(key: str) -> str:
 def _title(key: str) -> str:
     """`ttft_p95_ms` as `TTFT P95, ms`."""
     metric, percentile, unit = key.rsplit("_", 2)
-    return f"{METRIC_NAMES.get(metric, metric)} {percentile.upper()}, {unit}"
+    return f"{metric_name(metric)} {percentile.upper()}, {unit}"

@@ -114,6 +114,12 @@ def score_name(records: StudyRecords) -> str:
     return SCORE_NAMES[records.start.scenario["objective"]]
 
 
+def metric_name(metric: str) -> str:
+    """`TTFT`, and `chat TTFT` of the traffic class chat."""
+    traffic_class, _, latency = metric.rpartition(".")
+    return f"{traffic_class} {METRIC_NAMES.get(latency, latency)}".strip()
+
+
 def percentile_key(metric: str, percentile: float) -> str:
     return f"{metric}_p{percentile:g}_ms"
 
@@ -204,7 +210,7 @@ def _target_rows(records: StudyRecords, chosen: int | None) -> list[AnswerRow]:
         judgement, standing = _judged(verdicts.get(metric), target_ms)
         rows.append(
             AnswerRow(
-                f"{METRIC_NAMES.get(metric, metric)} P{percentile:g}",
+                f"{metric_name(metric)} P{percentile:g}",
                 _latency(default, metric, percentile),
                 _latency(own, metric, percentile) if chosen else None,
                 judgement,

@@ -3,6 +3,7 @@
 AutotuneError
 ├── UserError                 exit 2: the person can mend it
 │   ├── ScenarioError         … in a scenario file: file, line, key, got, allowed
+│   │   └── TraceError        … in a file of recorded traffic that it names
 │   └── …                     harness/errors.py
 ├── Infrastructure            exit 3: the machine must be mended
 └── …                         harness/errors.py: what a trial can end with
@@ -49,3 +50,7 @@ class ScenarioError(UserError):
     def __init__(self, problems: list[Problem]) -> None:
         self.problems = problems
         super().__init__("\n".join(str(p) for p in problems))
+
+
+class TraceError(ScenarioError):
+    """A file of recorded traffic (or of lengths) was refused. Holds the first problems found in it."""

@@ -6,23 +6,31 @@ Knows nothing of what a scenario is used for.
 import difflib
 import json
 import os
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-from scenarios import refusals
+from scenarios import refusals, traces
 from scenarios.errors import Problem, ScenarioError
-from scenarios.located import read_yaml
+from scenarios.lengths import numbers
+from scenarios.located import Path as KeyPath
+from scenarios.located import dotted, read_yaml
+from scenarios.replay import replay
 from scenarios.spec import Scenario
+from scenarios.traffic import Lengths, Rate, TraceFile, Traffic, Workload
 
 CATALOG = Path(__file__).parent / "catalog"
 SCHEMA_FILE = Path(__file__).parent / "scenario.schema.json"
 LARGEST_FILE_BYTES = 200_000
+TFile = TypeVar("TFile", Lengths | None, TraceFile | None)
+TTraffic = TypeVar("TTraffic", bound=Traffic)
+
 READ_AS_BOOLEAN_BY_OTHERS = {"on", "off", "yes", "no", "y", "n"}  # YAML 1.1
 
 
@@ -43,7 +51,15 @@ def load(source: str | Path) -> Scenario:
         raise ScenarioError(sorted(problems, key=lambda p: p.line or 0)) from err
     if problems:
         raise ScenarioError(problems)
-    return _with_absolute_paths(scenario, path.absolute().parent)
+    folder = path.absolute().parent
+    missing = [
+        Problem(str(path), located.line(at), dotted(at), f"does not exist: {file}")
+        for at, file in _files_of_traffic(scenario.workload, folder)
+        if not Path(file).is_file()
+    ]
+    if missing:
+        raise ScenarioError(missing)
+    return _with_recorded_traffic(_with_absolute_paths(scenario, folder))
 
 
 def check(source: str | Path) -> list[Problem]:
@@ -121,7 +137,63 @@ def _with_absolute_paths(scenario: Scenario, folder: Path) -> Scenario:
         for t in quality.tasks
     )
     quality = quality.model_copy(update={"tasks": tasks})
-    return scenario.model_copy(update={"model": model, "engine": engine, "quality": quality})
+    changed = {"model": model, "engine": engine, "quality": quality, "workload": _workload(scenario.workload, folder)}
+    return scenario.model_copy(update=changed)
+
+
+def _files_of_traffic(workload: Workload, folder: Path) -> Iterator[tuple[KeyPath, str]]:
+    """Where a file is named, and which."""
+    sections: list[tuple[KeyPath, Traffic]] = [(("workload",), workload)]
+    sections += [(("workload", "classes", i), c) for i, c in enumerate(workload.classes)]
+    for at, traffic in sections:
+        turns = traffic.sessions.turns if traffic.sessions else None
+        named = {
+            ("trace",): traffic.trace,
+            ("prompt_tokens",): traffic.prompt_tokens,
+            ("output_tokens",): traffic.output_tokens,
+            ("sessions", "turns"): turns,
+        }
+        for key, holder in named.items():
+            if holder is not None and holder.file is not None:
+                yield (*at, *key, "file"), _absolute(holder.file, folder)
+
+
+def _workload(workload: Workload, folder: Path) -> Workload:
+    """Absolute paths and the digests of the files of traffic. Raises TraceError where they cannot be read."""
+
+    def located(named: TFile) -> TFile:
+        if named is None or named.file is None:
+            return named
+        file = _absolute(named.file, folder)
+        return named.model_copy(update={"file": file, "sha256": traces.sha256(file, named.sha256)})
+
+    def with_files(traffic: TTraffic) -> TTraffic:
+        sessions = traffic.sessions
+        if sessions is not None:
+            sessions = sessions.model_copy(update={"turns": located(sessions.turns)})
+        lengths = {name: located(getattr(traffic, name)) for name in ("prompt_tokens", "output_tokens")}
+        return traffic.model_copy(update={**lengths, "sessions": sessions, "trace": located(traffic.trace)})
+
+    classes = tuple(with_files(c) for c in workload.classes)
+    return with_files(workload).model_copy(update={"classes": classes})
+
+
+def _with_recorded_traffic(scenario: Scenario) -> Scenario:
+    """Every file of traffic read once, so that what is wrong with it is said now; a trace's own rate filled in."""
+    workload = scenario.workload
+    for traffic in (workload, *workload.classes):
+        if traffic.trace is not None:
+            replay(traffic.trace)
+        turns = traffic.sessions.turns if traffic.sessions else None
+        for drawn in (traffic.prompt_tokens, traffic.output_tokens, turns):
+            if drawn is not None and drawn.file is not None:
+                numbers(drawn)
+    arrivals = workload.arrivals
+    if arrivals.process != "trace" or arrivals.rate is not None or scenario.objective == "goodput":
+        return scenario
+    assert workload.trace is not None
+    arrivals = arrivals.model_copy(update={"rate": Rate(rps=replay(workload.trace).rate_rps)})
+    return scenario.model_copy(update={"workload": workload.model_copy(update={"arrivals": arrivals})})
 
 
 def _absolute(path: str, folder: Path) -> str:
@@ -129,7 +201,7 @@ def _absolute(path: str, folder: Path) -> str:
 
 
 def _styled(value: Any) -> Any:
-    """Sections in blocks, lists of values on one line, words in quotes that YAML 1.1 reads as booleans."""
+    """Sections in blocks, lists of values on one line, words in quotes that would be read as something else."""
     if isinstance(value, dict):
         return CommentedMap({key: _styled(v) for key, v in value.items()})
     if isinstance(value, list):
@@ -137,6 +209,6 @@ def _styled(value: Any) -> Any:
         if not any(isinstance(v, dict) for v in value):
             items.fa.set_flow_style()
         return items
-    if isinstance(value, str) and value.lower() in READ_AS_BOOLEAN_BY_OTHERS:
+    if isinstance(value, str) and (value.lower() in READ_AS_BOOLEAN_BY_OTHERS or value.startswith("?")):
         return DoubleQuotedScalarString(value)
     return value

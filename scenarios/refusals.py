@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from scenarios.errors import Problem
+from scenarios.fields import Spec
 from scenarios.located import Located, Path, dotted
-from scenarios.spec import ENVIRONMENT_NAME_RULE, Scenario, Spec
+from scenarios.spec import ENVIRONMENT_NAME_RULE, Scenario
 
 TYPES = {
     "float_type": "a number",

@@ -3,32 +3,16 @@
 Plain validated data. Knows nothing of files (load.py), schedules (workload.py) or engines.
 """
 
-import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from scenarios.fields import Count, Name, Positive, Seed, Share, Spec
 from scenarios.space import Value, digest
+from scenarios.traffic import Promises, Target, Workload
 
-
-class Spec(BaseModel):
-    """Frozen; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-Positive = Annotated[float, Field(gt=0, le=1e9)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1, le=10**9)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Variation = Annotated[float, Field(gt=0, le=10)]
 ENVIRONMENT_NAME_RULE = "must be the NAME of an environment variable, such as MY_API_KEY, never the key itself"
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-
-
-def _both_or_none(one_of_two: object) -> str:
-    return "none" if one_of_two is None else "both"
 
 
 class ModelRef(Spec):
@@ -89,145 +73,10 @@ class EngineSpec(Spec):
         return name
 
 
-class Rate(Spec):
-    """Requests per second: absolute, or a multiple of what the default configuration can hold."""
+class Slo(Promises):
+    """Latency promises of all requests together, by metric; a class of the workload has its own in its `slo`."""
 
-    rps: Annotated[float, Field(gt=0, le=100_000)] | None = None
-    times_default_capacity: Positive | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> "Rate":
-        if (self.rps is None) == (self.times_default_capacity is None):
-            raise ValueError(f"exactly one of rps, times_default_capacity must be given, got {_both_or_none(self.rps)}")
-        return self
-
-
-class Arrivals(Spec):
-    """When requests come. `gamma` needs the coefficient of variation of the gaps (1 = Poisson)."""
-
-    process: Literal["poisson", "constant", "gamma", "closed"] = "poisson"
-    rate: Rate | None = Field(None, description="The traffic's rate; left out, objective `goodput` searches for it.")
-    gap_cv: Variation | None = Field(None, description="gamma: coefficient of variation of the gaps.")
-    concurrency: Count | None = Field(None, description="closed: requests kept in flight.")
-    think_time_s: Annotated[float, Field(ge=0)] | None = Field(None, description="closed: pause after an answer.")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "Arrivals":
-        if (self.process == "gamma") != (self.gap_cv is not None):
-            raise ValueError("gap_cv is needed with process: gamma, and only there")
-        if (self.process == "closed") != (self.concurrency is not None):
-            raise ValueError("concurrency is needed with process: closed, and only there")
-        if self.process == "closed" and self.rate is not None:
-            raise ValueError("rate has no meaning with process: closed")
-        if self.process != "closed" and self.think_time_s is not None:
-            raise ValueError("think_time_s has a meaning only with process: closed")
-        return self
-
-
-class Lengths(Spec):
-    """A distribution of token counts, clipped to [min, max]."""
-
-    distribution: Literal["fixed", "uniform", "normal", "lognormal"] = "fixed"
-    mean: Positive | None = Field(None, description="fixed, normal, lognormal: mean number of tokens.")
-    cv: Variation | None = Field(None, description="normal, lognormal: standard deviation / mean.")
-    min: Count = 1
-    max: Count | None = None
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "Lengths":
-        if self.distribution == "uniform":
-            if self.max is None or self.mean is not None:
-                raise ValueError("uniform needs min and max, and no mean")
-        elif self.mean is None:
-            raise ValueError(f"{self.distribution} needs mean")
-        if (self.distribution in ("normal", "lognormal")) != (self.cv is not None):
-            raise ValueError("cv is needed with normal and lognormal, and only there")
-        if self.max is not None and self.max < self.min:
-            raise ValueError(f"max must be >= min ({self.min}), got {self.max}")
-        if self.mean is not None and not self.min <= self.mean <= (self.max or self.mean):
-            raise ValueError(f"mean must lie between min and max, got {self.mean}")
-        return self
-
-    @property
-    def longest(self) -> int:
-        """The most tokens a draw can give: shapes without max are cut at four standard deviations."""
-        if self.max is not None:
-            return self.max
-        assert self.mean is not None
-        return math.ceil(self.mean * (1 + 4 * (self.cv or 0)))
-
-
-class Workload(Spec):
-    """The traffic: when requests come, how long they are, what they share."""
-
-    api: Literal["completions", "chat"] = Field(
-        "completions",
-        description="chat: the model's template adds its own tokens to every prompt; leave room for them.",
-    )
-    stream: bool = True
-    arrivals: Arrivals = Arrivals()
-    prompt_tokens: Lengths
-    output_tokens: Lengths
-    shared_prefix_tokens: Annotated[int, Field(ge=0)] = Field(
-        0, description="Every prompt begins with the same so many tokens (a system prompt)."
-    )
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
-    timeout_s: Positive = 30.0
-    seed: Seed = 1
-
-    @property
-    def digest(self) -> str:
-        return digest(self.model_dump(mode="json"))
-
-    @property
-    def longest_tokens(self) -> int:
-        """Prompt plus answer of the longest request that can be drawn."""
-        return self.shared_prefix_tokens + self.prompt_tokens.longest + self.output_tokens.longest
-
-
-Metric = Literal["ttft", "tpot", "e2e"]
-
-
-class Target(Spec):
-    """One latency promise: this percentile stays at or below `target_ms`, or a multiple of the unloaded latency."""
-
-    percentile: Annotated[float, Field(gt=50, lt=100)] = 95.0
-    target_ms: Positive | None = None
-    times_unloaded: Annotated[float, Field(gt=1)] | None = Field(
-        None, description="Multiple of the reference's median latency without load, resolved once per study."
-    )
-
-    @model_validator(mode="after")
-    def _one(self) -> "Target":
-        if (self.target_ms is None) == (self.times_unloaded is None):
-            raise ValueError(
-                f"exactly one of target_ms, times_unloaded must be given, got {_both_or_none(self.target_ms)}"
-            )
-        return self
-
-
-class Slo(Spec):
-    """Latency promises by metric (definitions: docs/metrics.md). A failed request misses all of them."""
-
-    ttft: Target | None = None
-    tpot: Target | None = None
-    e2e: Target | None = None
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = Field(0.05, description="Error probability of a verdict.")
-
-    @model_validator(mode="after")
-    def _some(self) -> "Slo":
-        if not self.targets:
-            raise ValueError("at least one of ttft, tpot, e2e must be given")
-        return self
-
-    @property
-    def targets(self) -> dict[Metric, Target]:
-        named: dict[Metric, Target | None] = {"ttft": self.ttft, "tpot": self.tpot, "e2e": self.e2e}
-        return {metric: target for metric, target in named.items() if target is not None}
-
-    @property
-    def resolved(self) -> bool:
-        return all(t.target_ms is not None for t in self.targets.values())
 
 
 class QualityTask(Spec):
@@ -307,31 +156,49 @@ class Scenario(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Scenario":
-        closed = self.workload.arrivals.process == "closed"
-        if self.objective != "goodput" and not closed and self.workload.arrivals.rate is None:
+        process = self.workload.arrivals.process
+        if self.objective != "goodput" and process not in ("closed", "trace") and self.workload.arrivals.rate is None:
             raise ValueError(f"objective {self.objective} needs workload.arrivals.rate: the rate to meet")
-        if self.objective == "goodput" and closed:
+        if self.objective == "goodput" and process == "closed":
             raise ValueError("objective goodput searches for a rate: workload.arrivals.process cannot be closed")
         longest = self.workload.longest_tokens
         if longest > self.model.context_tokens:
             raise ValueError(
                 f"model.context_tokens must hold the longest request: {longest} tokens, got {self.model.context_tokens}"
             )
-        if not self.workload.stream and self.slo.ttft is not None:
-            raise ValueError("slo.ttft is the time to the first token: it needs workload.stream: true")
-        if not self.workload.stream and self.slo.tpot is not None:
-            raise ValueError("slo.tpot is a time between tokens: it needs workload.stream: true")
-        if self.slo.tpot is not None and self.workload.output_tokens.longest < 2:
-            raise ValueError("slo.tpot is a time between tokens: workload.output_tokens must reach 2")
-        for metric, target in self.slo.targets.items():
-            if target.target_ms is not None and target.target_ms >= self.workload.timeout_s * 1000:
-                raise ValueError(
-                    f"slo.{metric}.target_ms must be less than workload.timeout_s"
-                    f" ({self.workload.timeout_s:g} s), got {target.target_ms:g} ms"
-                )
         if (self.engine.name == "attached") != (self.model.served_as is not None):
             raise ValueError("model.served_as is needed with engine.name: attached, and only there")
+        self._check_targets()
         return self
+
+    def _check_targets(self) -> None:
+        if not self.targets:
+            raise ValueError("slo must have at least one of ttft, tpot, e2e (or a class of the workload has one)")
+        outputs = {part.name: part.traffic.longest_turn_tokens[1] for part in self.workload.mix}
+        for name, target in self.targets.items():
+            traffic_class, _, metric = name.rpartition(".")
+            section = f"workload.classes ({traffic_class}) slo.{metric}" if traffic_class else f"slo.{metric}"
+            if not self.workload.stream and metric == "ttft":
+                raise ValueError(f"{section} is the time to the first token: it needs workload.stream: true")
+            if not self.workload.stream and metric == "tpot":
+                raise ValueError(f"{section} is a time between tokens: it needs workload.stream: true")
+            if metric == "tpot" and outputs.get(traffic_class, self.workload.longest_output_tokens) < 2:
+                raise ValueError(f"{section} is a time between tokens: workload.output_tokens must reach 2")
+            if target.target_ms is not None and target.target_ms >= self.workload.timeout_s * 1000:
+                raise ValueError(
+                    f"{section}.target_ms must be less than workload.timeout_s"
+                    f" ({self.workload.timeout_s:g} s), got {target.target_ms:g} ms"
+                )
+
+    @property
+    def targets(self) -> dict[str, Target]:
+        """Every latency promise by its name: `ttft` of all requests, `chat.ttft` of the class chat."""
+        own = {f"{c.name}.{metric}": t for c in self.workload.classes for metric, t in c.slo.targets.items()}
+        return {**self.slo.targets, **own}
+
+    @property
+    def targets_are_absolute(self) -> bool:
+        return all(t.target_ms is not None for t in self.targets.values())
 
     @property
     def digest(self) -> str:

@@ -16,6 +16,7 @@ CountTokens = Callable[[str], int]
 WORDS_FILE = Path(__file__).parent / "datasets" / "words.txt"
 FEWEST_WORDS = 50  # with fewer, prompts would repeat themselves
 CHUNK_WORDS = 64
+CHARACTERS_PER_TOKEN = 4  # of English text, where nobody can be asked
 TRIAL_PROMPT_WORDS = (1, 2, 7, 16, 64, 256)
 
 
@@ -24,12 +25,24 @@ def candidates() -> tuple[str, ...]:
     return tuple(WORDS_FILE.read_text(encoding="utf-8").split())
 
 
+def estimated_tokens(text: str) -> int:
+    """Of English, where there is no tokenizer to ask."""
+    return max(1, round(len(text) / CHARACTERS_PER_TOKEN))
+
+
 @dataclass(frozen=True, slots=True)
 class Words:
-    """``exact``: a prompt of n words was seen to be exactly n tokens. False: it is about n."""
+    """``exact``: a text of n words was seen to be exactly n tokens. False: it is about n.
+
+    ``first_extra_tokens``, ``turn_extra_tokens``: what the server's template adds to a first prompt, and with
+    each further turn (an answer and the next question). ``count``: the server's tokenizer, for real text.
+    """
 
     words: tuple[str, ...] = field(repr=False)
     exact: bool
+    first_extra_tokens: int = 0
+    turn_extra_tokens: int = 0
+    count: CountTokens | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def build(cls, candidates: Sequence[str], count: CountTokens | None) -> Self:
@@ -53,17 +66,31 @@ class Words:
         """The next ``n`` words, each with a space before it; the empty text for 0."""
         return "".join(" " + self.words[i] for i in rng.integers(len(self.words), size=n))
 
+    def tokens_of(self, text: str) -> int:
+        """By the server's tokenizer; without one, estimated from the number of characters."""
+        return self.count(text) if self.count is not None else estimated_tokens(text)
+
     def count_exactly(self, count: CountTokens) -> bool:
         """Whether random prompts of many lengths are as many tokens as they have words."""
         rng = np.random.default_rng(0)
         return all(count(self.draw(rng, n)) == n for n in TRIAL_PROMPT_WORDS)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"words": list(self.words), "exact": self.exact}
+        return {
+            "words": list(self.words),
+            "exact": self.exact,
+            "first_extra_tokens": self.first_extra_tokens,
+            "turn_extra_tokens": self.turn_extra_tokens,
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        return cls(tuple(data["words"]), exact=bool(data["exact"]))
+        return cls(
+            tuple(data["words"]),
+            exact=bool(data["exact"]),
+            first_extra_tokens=int(data.get("first_extra_tokens", 0)),
+            turn_extra_tokens=int(data.get("turn_extra_tokens", 0)),
+        )
 
 
 def _single_tokens(words: tuple[str, ...], count: CountTokens) -> tuple[str, ...]:

@@ -3,39 +3,60 @@
 Knows nothing of servers, HTTP or time passing. The tokenizer is a function that counts.
 
 Common random numbers: arrivals, lengths and content are drawn from independent children of one seed, each
-request's in turn. Request i therefore has the same text and lengths, and the same unit-rate arrival, in
-every schedule of that seed, whatever its rate and however long it is.
+conversation's in turn. Conversation i (a lone request is one, too) therefore has the same texts, lengths and
+pauses, and the same unit-rate arrival, in every schedule of that seed, whatever its rate and however long it is.
 """
 
 import hashlib
+import itertools
 import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from scenarios.spec import Arrivals, Lengths, Workload
+from scenarios.content import ARRIVALS, MARKS, PAST, Recorded, Source, Talk, generator, source
+from scenarios.lengths import draw_lengths
+from scenarios.replay import replay
+from scenarios.traffic import Arrivals, Workload
 from scenarios.words import Words
 
 __all__ = ["Schedule", "ScheduledRequest", "Words", "draw_lengths", "hold", "ramp", "sequence"]
 
 FloatArray = NDArray[np.float64]
+Clock = Callable[[float], float]
 
-PREFIX_SEED = 20240229  # of shared prefixes: the same system prompt whatever the seed of the schedule
 GAPS_PER_DRAW = 256
+NS_PER_S = 1e9
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledRequest:
-    """``t_int_ns``: intended send time since t0. ``prompt_tokens``: shared prefix included."""
+    """``t_int_ns``: intended send time since t0. ``prompt_tokens``: of everything in ``messages``.
+
+    ``messages``: question, answer, …, question. A later turn of a ``session`` is due ``think_ns`` after the request
+    ``after`` has ended; its ``t_int_ns`` is then where it would fall if answers took no time. ``after`` None: due at
+    ``t_int_ns``, as are turns whose times a trace gives, and those of conversations that began before t0.
+    """
 
     index: int
     t_int_ns: int
-    prompt: str
+    messages: tuple[str, ...]
     prompt_tokens: int
     output_tokens: int
+    traffic_class: str = ""
+    session: int | None = None
+    turn: int = 0
+    after: int | None = None
+    think_ns: int = 0
+
+    @property
+    def prompt(self) -> str:
+        return "".join(self.messages)
 
 
 @dataclass(frozen=True)
@@ -52,15 +73,19 @@ class Schedule:
         """SHA-256 of everything that will be sent, and when. 64 hex digits."""
         content = hashlib.sha256()
         for r in self.requests:
-            content.update(f"{r.index} {r.t_int_ns} {r.prompt_tokens} {r.output_tokens} {r.prompt}\n".encode())
+            place = f"{r.traffic_class} {r.session} {r.turn} {r.after} {r.think_ns}"
+            content.update(f"{r.index} {r.t_int_ns} {r.prompt_tokens} {r.output_tokens} {place}".encode())
+            for message in r.messages:
+                content.update(b"\n" + message.encode())
+            content.update(b"\0")
         return content.hexdigest()
 
 
 def hold(workload: Workload, words: Words, *, rate_rps: float, duration_s: float, seed: int) -> Schedule:
-    """Arrivals at a constant rate, for ``duration_s``. Raises ValueError unless both are > 0."""
+    """Arrivals at a constant rate, for ``duration_s``. Raises ValueError unless both are > 0, TraceError."""
     _positive(rate_rps=rate_rps, duration_s=duration_s)
-    times_s = _unit_arrivals(workload.arrivals, rate_rps * duration_s, seed) / rate_rps
-    return Schedule(_requests(workload, words, times_s, seed), duration_s, rate_rps, seed)
+    span = _Span(lambda units: units / rate_rps, rate_rps * duration_s, duration_s, rate_rps)
+    return Schedule(_requests(_due(workload, words, span, seed), duration_s), duration_s, rate_rps, seed)
 
 
 def ramp(
@@ -69,23 +94,35 @@ def ramp(
     """Arrivals whose rate grows exponentially: rate(t) = start (end/start)^(t/duration).
 
     The unit-rate process of `hold` on a stretched clock (time-change theorem: arrival u of it falls where the
-    integrated rate is u). Raises ValueError unless both rates and the duration are > 0.
+    integrated rate is u). Raises ValueError unless both rates and the duration are > 0, TraceError.
     """
     _positive(start_rps=start_rps, end_rps=end_rps, duration_s=duration_s)
     growth_per_s = math.log(end_rps / start_rps) / duration_s
-    if growth_per_s == 0:
-        times_s = _unit_arrivals(workload.arrivals, start_rps * duration_s, seed) / start_rps
-    else:
-        expected = (end_rps - start_rps) / growth_per_s
-        units = _unit_arrivals(workload.arrivals, expected, seed)
-        times_s = np.log1p(growth_per_s * units / start_rps) / growth_per_s
-    return Schedule(_requests(workload, words, times_s, seed), duration_s, None, seed)
+
+    def clock(units: float) -> float:
+        if units < 0 or growth_per_s == 0:
+            return units / start_rps
+        return math.log1p(growth_per_s * units / start_rps) / growth_per_s
+
+    expected = (end_rps - start_rps) / growth_per_s if growth_per_s else start_rps * duration_s
+    due = _due(workload, words, _Span(clock, expected, duration_s), seed)
+    return Schedule(_requests(due, duration_s), duration_s, None, seed)
 
 
-def sequence(workload: Workload, words: Words, *, n: int, seed: int) -> Schedule:
-    """``n`` requests without times: for closed loops, and for probing one by one. Raises ValueError if n < 1."""
+def sequence(workload: Workload, words: Words, *, n: int, seed: int, evenly: bool = False) -> Schedule:
+    """``n`` requests without times: for closed loops, and for probing one by one. A turn waits for no other.
+
+    evenly: the classes of a mix take turns, whatever their shares. Raises ValueError if n < 1, TraceError.
+    """
     _positive(n=n)
-    return Schedule(_requests(workload, words, np.zeros(n), seed), 0.0, None, seed)
+    mix = _Mix(workload, words, seed)
+    talks = ((number, *mix.talk(number, evenly=evenly)) for number in itertools.count())
+    due = (
+        _Due(0.0, number, turn, talk, name, mix.in_sessions[name])
+        for number, name, talk in talks
+        for turn in range(len(talk.turns))
+    )
+    return Schedule(_requests(itertools.islice(due, n), 1.0), 0.0, None, seed)
 
 
 def _positive(**quantities: float) -> None:
@@ -94,70 +131,206 @@ def _positive(**quantities: float) -> None:
             raise ValueError(f"{name} must be > 0 and finite, got {value}")
 
 
-def _children(seed: int) -> tuple[Generator, Generator, Generator, Generator]:
-    """Independent generators of arrivals, prompt lengths, output lengths, content."""
-    arrivals, prompts, outputs, content = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4))
-    return arrivals, prompts, outputs, content
+class _Due(NamedTuple):
+    """One request before it has its place in the schedule. ``number``: of its conversation, in order of begin."""
+
+    t_s: float
+    number: int
+    turn: int
+    talk: Talk
+    traffic_class: str
+    in_session: bool
+    think_s: float = 0.0
+    follows: bool = False  # due think_s after the turn before it has ended, if that one is in the schedule
 
 
-def _unit_arrivals(arrivals: Arrivals, until: float, seed: int) -> FloatArray:
-    """Arrival times below ``until`` of the process at rate 1: shape (n,), increasing.
+def _requests(due: Iterable[_Due], duration_s: float) -> tuple[ScheduledRequest, ...]:
+    """In order of time, those within the duration. Sessions are numbered as they appear."""
+    placed = sorted(
+        (round(d.t_s * NS_PER_S), d.number, d.turn, k, d) for k, d in enumerate(due) if 0 <= d.t_s <= duration_s
+    )
+    sessions: dict[int, int] = {}
+    indices: dict[tuple[int, int], int] = {}
+    requests = []
+    for index, (t_int_ns, number, turn, _, d) in enumerate(placed):
+        said = d.talk.turns[turn]
+        after = indices.get((number, turn - 1)) if d.follows else None
+        indices[number, turn] = index
+        requests.append(
+            ScheduledRequest(
+                index=index,
+                t_int_ns=t_int_ns,
+                messages=said.messages,
+                prompt_tokens=said.prompt_tokens,
+                output_tokens=said.output_tokens,
+                traffic_class=d.traffic_class,
+                session=sessions.setdefault(number, len(sessions)) if d.in_session else None,
+                turn=turn,
+                after=after,
+                think_ns=0 if after is None else round(d.think_s * NS_PER_S),
+            )
+        )
+    return tuple(requests)
+
+
+# -- conversations that begin at the process's times -----------------------------------------------------
+
+
+class _Mix:
+    """The conversations of all classes, each start given to a class at random so that requests have its share."""
+
+    def __init__(self, workload: Workload, words: Words, seed: int) -> None:
+        self._sources: dict[str, Source] = {p.name: source(p, words, seed) for p in workload.mix}
+        starts = np.array([p.share / self._sources[p.name].mean_turns for p in workload.mix])
+        self.mean_turns = 1 / float(starts.sum())  # since the shares of the requests sum to 1
+        self.in_sessions = {name: s.in_sessions for name, s in self._sources.items()}
+        self.longest_s = max(s.longest_s for s in self._sources.values())
+        self._names = list(self._sources)
+        self._upper = np.cumsum(starts / starts.sum())
+        self._seed = seed
+        self._marks = generator(seed, MARKS)
+        self._drawn = dict.fromkeys(self._names, 0)
+
+    def talk(self, number: int, *, evenly: bool = False) -> tuple[str, Talk]:
+        """The class and the conversation of start ``number``: 0, 1, … in order."""
+        name = self._names[number % len(self._names)] if evenly else self._class_of(self._marks)
+        drawn = self._drawn[name]
+        self._drawn[name] += 1
+        return name, self._sources[name].talk(drawn)
+
+    def earlier(self, number: int, begun_s: float) -> tuple[str, Talk] | None:
+        """The last conversation before t0 (1), or the one before it …, if it still goes on at t0."""
+        name = self._class_of(generator(self._seed, MARKS, PAST, number))
+        talk = self._sources[name].earlier(number, begun_s)
+        return None if talk is None else (name, talk)
+
+    def _class_of(self, rng: Generator) -> str:
+        if len(self._names) == 1:
+            return self._names[0]
+        return self._names[min(int(np.searchsorted(self._upper, rng.random(), side="right")), len(self._names) - 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """What a schedule covers. ``clock``: requests of the unit-rate process -> seconds since t0.
+
+    ``units``: requests expected in ``duration_s``. ``rate_rps``: None where it changes.
+    """
+
+    clock: Clock
+    units: float
+    duration_s: float
+    rate_rps: float | None = None
+
+
+def _due(workload: Workload, words: Words, span: _Span, seed: int) -> Iterator[_Due]:
+    """Everything that may fall within the schedule."""
+    recorded = workload.arrivals.process == "trace"
+    if recorded and workload.from_trace and not workload.classes:
+        yield from _replayed(workload, words, span, seed)
+        return
+    mix = _Mix(workload, words, seed)
+    starts = _recorded_starts(workload, seed) if recorded else _starts(workload.arrivals, seed)
+    for number, unit in enumerate(itertools.takewhile(lambda u: u < span.units / mix.mean_turns, starts)):
+        name, talk = mix.talk(number)
+        first = _Due(span.clock(unit * mix.mean_turns), number, 0, talk, name, mix.in_sessions[name])
+        yield from _turns(first, span.duration_s)
+    if mix.longest_s == 0:
+        return
+    before = _recorded_starts_before(workload, seed) if recorded else _starts_before(workload.arrivals, seed)
+    for number, unit in enumerate(before, 1):
+        t_s = span.clock(-unit * mix.mean_turns)
+        if t_s <= -mix.longest_s:
+            return
+        if (earlier := mix.earlier(number, -t_s)) is not None:
+            name, talk = earlier
+            yield from _turns(_Due(t_s, -number, 0, talk, name, in_session=True), span.duration_s)
+
+
+def _turns(first: _Due, duration_s: float) -> Iterator[_Due]:
+    """A conversation, as if answers took no time."""
+    yield first
+    t_s = first.t_s
+    for turn, pause_s in enumerate(first.talk.pauses_s[1:], 1):
+        t_s += pause_s
+        if t_s >= duration_s:
+            return
+        yield first._replace(t_s=t_s, turn=turn, think_s=pause_s, follows=True)
+
+
+def _starts(arrivals: Arrivals, seed: int) -> Iterator[float]:
+    """Arrival times of the process at rate 1, increasing, without end.
 
     `constant` starts half a gap in, so that a duration holds rate x duration arrivals, rounded.
     """
     assert arrivals.process != "closed", "a closed loop has no arrival times: use sequence()"
     if arrivals.process == "constant":
-        return np.arange(0.5, until, 1.0)
-    rng, *_ = _children(seed)
-    times = np.empty(0)
-    while times.size == 0 or times[-1] < until:
-        reached = times[-1] if times.size else 0.0
-        times = np.concatenate([times, reached + np.cumsum(_gaps(arrivals, rng))])
-    return times[times < until]
+        yield from (number + 0.5 for number in itertools.count())
+    yield from _cumulated(arrivals, generator(seed, ARRIVALS))
 
 
-def _gaps(arrivals: Arrivals, rng: Generator) -> FloatArray:
-    """The next gaps, of mean 1. A gamma of shape k has coefficient of variation k^-1/2: 1 is exponential."""
-    if arrivals.gap_cv is None:
-        return rng.exponential(size=GAPS_PER_DRAW)
-    shape = arrivals.gap_cv**-2
-    return rng.gamma(shape, 1 / shape, size=GAPS_PER_DRAW)
+def _starts_before(arrivals: Arrivals, seed: int) -> Iterator[float]:
+    """How long before 0 the process at rate 1 had its earlier arrivals, the latest first."""
+    if arrivals.process == "constant":
+        yield from (number + 0.5 for number in itertools.count())
+    yield from _cumulated(arrivals, generator(seed, ARRIVALS, PAST))
 
 
-def _requests(workload: Workload, words: Words, times_s: FloatArray, seed: int) -> tuple[ScheduledRequest, ...]:
-    """One request for each of ``times_s``, in their order."""
-    _, prompt_rng, output_rng, content_rng = _children(seed)
-    n = len(times_s)
-    prompt_tokens = draw_lengths(workload.prompt_tokens, prompt_rng, n)
-    output_tokens = draw_lengths(workload.output_tokens, output_rng, n)
-    shared = words.draw(np.random.default_rng(PREFIX_SEED), workload.shared_prefix_tokens)
-    return tuple(
-        ScheduledRequest(
-            index=i,
-            t_int_ns=t_ns,
-            prompt=shared + words.draw(content_rng, prompt),
-            prompt_tokens=workload.shared_prefix_tokens + prompt,
-            output_tokens=output,
-        )
-        for i, (t_ns, prompt, output) in enumerate(
-            zip(np.rint(times_s * 1e9).astype(np.int64).tolist(), prompt_tokens, output_tokens, strict=True)
-        )
-    )
+def _cumulated(arrivals: Arrivals, rng: Generator) -> Iterator[float]:
+    """A gamma of shape k has coefficient of variation k^-1/2: 1 is exponential."""
+    reached = 0.0
+    while True:
+        if arrivals.gap_cv is None:
+            gaps = rng.exponential(size=GAPS_PER_DRAW)
+        else:
+            shape = arrivals.gap_cv**-2
+            gaps = rng.gamma(shape, 1 / shape, size=GAPS_PER_DRAW)
+        times = reached + np.cumsum(gaps)
+        reached = float(times[-1])
+        yield from times.tolist()
 
 
-def draw_lengths(lengths: Lengths, rng: Generator, n: int) -> list[int]:
-    """``n`` token counts, rounded and clipped to [min, longest]; mean and cv are those before clipping.
+# -- times of a trace --------------------------------------------------------------------------------------
 
-    Lognormal: sigma^2 = ln(1 + cv^2), mu = ln(mean) - sigma^2 / 2.
+
+def _recorded_starts(workload: Workload, seed: int) -> Iterator[float]:
+    assert workload.trace is not None
+    recorded = replay(workload.trace)
+    return (event.at_s * recorded.rate_rps for event in recorded.forward(recorded.offset_s(seed)))
+
+
+def _recorded_starts_before(workload: Workload, seed: int) -> Iterator[float]:
+    assert workload.trace is not None
+    recorded = replay(workload.trace)
+    return (-event.at_s * recorded.rate_rps for event in recorded.backward(recorded.offset_s(seed)))
+
+
+def _replayed(workload: Workload, words: Words, span: _Span, seed: int) -> Iterator[_Due]:
+    """Conversations with the times of the trace, on the schedule's clock.
+
+    Another rate than the trace's own: the whole clock runs faster or slower; or sessions are left out, where
+    that is asked for and the rate is a single one below the trace's own.
     """
-    if lengths.distribution == "uniform":
-        return [int(x) for x in rng.integers(lengths.min, lengths.longest, size=n, endpoint=True)]
-    assert lengths.mean is not None
-    z = rng.standard_normal(n)
-    cv = lengths.cv or 0.0
-    if lengths.distribution == "lognormal":
-        sigma2 = math.log1p(cv**2)
-        drawn = np.exp(math.log(lengths.mean) - sigma2 / 2 + math.sqrt(sigma2) * z)
-    else:
-        drawn = lengths.mean * (1 + cv * z)
-    return [int(x) for x in np.rint(drawn).clip(lengths.min, lengths.longest)]
+    assert workload.trace is not None
+    recorded = replay(workload.trace)
+    own_rps = recorded.rate_rps
+    kept = None
+    if workload.trace.fit == "thin" and span.rate_rps is not None and span.rate_rps < own_rps:
+        kept = recorded.thinned(span.rate_rps / own_rps)
+        span = _Span(lambda units: units / own_rps, span.duration_s * own_rps, span.duration_s)
+    talks = Recorded(workload.mix[0], words, seed)
+    begun: dict[tuple[int, int], _Due] = {}
+    for event in recorded.forward(recorded.offset_s(seed), kept):
+        if event.at_s * own_rps >= span.units:
+            return
+        turns = recorded.sessions[event.number % len(recorded.sessions)]
+        before = begun.pop((event.number, event.turn - 1), None)
+        talk = before.talk if before else talks.at(event.number)
+        due = _Due(span.clock(event.at_s * own_rps), event.number, event.turn, talk, "", talks.in_sessions)
+        if before is not None and (took_s := turns[event.turn - 1].took_s) is not None:
+            gap_s = turns[event.turn].at_s - turns[event.turn - 1].at_s
+            stretch = (due.t_s - before.t_s) / gap_s if gap_s > 0 else 1.0
+            due = due._replace(think_s=max(0.0, gap_s - took_s) * stretch, follows=True)
+        if event.turn + 1 < len(turns):
+            begun[event.number, event.turn] = due
+        yield due

@@ -56,7 +56,7 @@ def evaluate(
     if scenario.objective == "meet":
         score = 1 / load
     else:
-        metric, target = next(iter(scenario.slo.targets.items()))
+        metric, target = next(iter(scenario.targets.items()))
         value_ms = _percentile_ms(loaded.measurement, metric, target.percentile)
         score = 1000 / value_ms if value_ms else 0.0
     return Evaluation(
@@ -142,9 +142,11 @@ def _load(m: Measurement) -> float:
     """Worst latency percentile as a multiple of its target; capped where requests failed or queues exploded."""
     loads = []
     for count in m.slo:
+        if count.n == 0:  # a traffic class of which nothing came
+            continue
         value_ms = _percentile_ms(m, count.metric, count.percentile)
         loads.append(capacity.LOAD_CAP if value_ms is None else value_ms / count.target_ms)
-    return min(max(loads), capacity.LOAD_CAP)
+    return min(max(loads, default=capacity.LOAD_CAP), capacity.LOAD_CAP)
 
 
 def _percentile_ms(m: Measurement, metric: str, percentile: float) -> float | None:

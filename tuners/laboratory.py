@@ -59,7 +59,7 @@ class Laboratory:
                 words = build_words(s)
                 s.subject = replace(self.subject, words=words)
                 loaded = s.unloaded(self._seed(SEED_UNLOADED))
-                unloaded_ms: dict[str, float] = {m: median_ms(loaded, m) for m in self.scenario.slo.targets}
+                unloaded_ms: dict[str, float] = {m: median_ms(loaded, m) for m in self.scenario.targets}
                 quality_file, accuracy = self._answer_everything(s, folder)
                 return Reference(
                     identity=self.subject.identity(s.plan),

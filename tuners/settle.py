@@ -8,9 +8,10 @@ from dataclasses import replace
 
 from harness.bench import Loaded, Session, Subject
 from harness.observe import Target
+from harness.token_counts import words_for
 from scenarios.errors import UserError
 from scenarios.spec import Scenario
-from scenarios.words import Words, candidates
+from scenarios.words import Words
 from tuners.results import Reference
 
 
@@ -18,23 +19,20 @@ def resolved(subject: Subject, reference: Reference) -> Subject:
     """``subject`` with the targets in milliseconds and the words that ``reference`` settled."""
     targets = tuple(
         Target(metric, target.percentile, reference.targets_ms[metric])
-        for metric, target in subject.scenario.slo.targets.items()
+        for metric, target in subject.scenario.targets.items()
     )
     return replace(subject, targets=targets, words=Words.from_dict(reference.words))
 
 
 def build_words(s: Session) -> Words:
     """What prompts are made of: words that the server's own tokenizer sees as one token each."""
-    engine, endpoint = s.subject.engine, s.running.endpoint
-    if engine.tokenize(endpoint, " the") is None:
-        return Words.build(candidates(), None)
-    return Words.build(candidates(), lambda text: len(engine.tokenize(endpoint, text) or ()))
+    return words_for(s.subject.engine, s.running.endpoint, s.workload)
 
 
 def resolve_targets(scenario: Scenario, unloaded_ms: Mapping[str, float]) -> dict[str, float]:
     """Every SLO target in milliseconds; relative ones are multiples of the unloaded median."""
     targets: dict[str, float] = {}
-    for metric, target in scenario.slo.targets.items():
+    for metric, target in scenario.targets.items():
         if target.target_ms is not None:
             targets[metric] = target.target_ms
         else:

@@ -336,3 +336,60 @@ def test_the_snippet_of_the_docs_finds_the_same_number(observe, tmp_path, capsys
     assert math.isfinite(printed)
     assert found.errors["timeout"] > 0
     assert found.errors["cancelled"] > 0
+
+
+CHAT_TTFT = Target("chat.ttft", 95, 150.0)
+BATCH_E2E = Target("batch.e2e", 90, 200.0)
+
+
+def mixed(n=10):
+    """Every third request is of the class batch and twice as slow."""
+    slow = {"traffic_class": "batch", "chunks": (200.0, 220.0, 240.0)}
+    return [request(50.0 * i, **(slow if i % 3 == 0 else {"traffic_class": "chat"})) for i in range(n)]
+
+
+def test_a_class_has_metrics_of_its_own_requests_and_all_together_have_theirs(observe):
+    found = values(observe(mixed(), targets=(TTFT,)))
+    assert (found["chat.ttft"], found["batch.ttft"]) == (100.0, 200.0)
+    assert (found["chat.e2e"], found["batch.e2e"], found["batch.tpot"]) == (120.0, 240.0, 20.0)
+    assert found["ttft"] == 100.0
+    assert observe(mixed(), targets=(TTFT,)).measurement.metrics["chat.ttft_p95_ms"].n == 6
+
+
+def test_a_promise_of_a_class_counts_its_requests_only(observe):
+    found = observe(mixed(), targets=(TTFT, CHAT_TTFT, BATCH_E2E))
+    counts = {c.metric: (c.misses, c.n, c.percentile) for c in found.measurement.slo}
+    assert counts == {"ttft": (4, 10, 95), "chat.ttft": (0, 6, 95), "batch.e2e": (4, 4, 90)}
+    assert {name: len(series) for name, series in found.series.items()} == {"ttft": 10, "chat.ttft": 6, "batch.e2e": 4}
+    assert observe(mixed(), targets=(CHAT_TTFT, BATCH_E2E)).missed.tolist() == [i % 3 == 0 for i in range(10)]
+
+
+def test_goodput_holds_each_class_to_its_own_promises(observe):
+    assert observe(mixed(), targets=(CHAT_TTFT,)).measurement.goodput_rps == pytest.approx(1.0)
+    assert observe(mixed(), targets=(CHAT_TTFT, BATCH_E2E)).measurement.goodput_rps == pytest.approx(0.6)
+
+
+def test_a_failed_request_misses_the_promises_of_its_class_not_of_another(observe):
+    found = observe([*mixed(9), request(450, error="reset", traffic_class="chat")], targets=(CHAT_TTFT, BATCH_E2E))
+    counts = {c.metric: (c.misses, c.n) for c in found.measurement.slo}
+    assert counts == {"chat.ttft": (1, 7), "batch.e2e": (3, 3)}
+
+
+def test_a_cancelled_request_is_held_to_the_target_of_its_class(observe):
+    late = request(500, error="cancelled", chunks=(), end=180.0, traffic_class="chat")
+    found = observe([*mixed(), late], targets=(CHAT_TTFT, BATCH_E2E))
+    assert {c.metric: (c.misses, c.n) for c in found.measurement.slo} == {"chat.ttft": (1, 7), "batch.e2e": (4, 4)}
+    early = request(500, error="cancelled", chunks=(), end=120.0, traffic_class="chat")
+    assert len(observe([*mixed(), early], targets=(CHAT_TTFT, BATCH_E2E)).missed) == 10
+    begun = request(500, error="cancelled", chunks=(100.0,), end=120.0, traffic_class="chat")
+    assert len(observe([*mixed(), begun], targets=(CHAT_TTFT, BATCH_E2E)).missed) == 11
+
+
+def test_a_class_without_a_request_has_no_evidence(observe):
+    found = observe(steady_requests(5), targets=(TTFT, CHAT_TTFT))
+    assert {c.metric: c.n for c in found.measurement.slo} == {"ttft": 5, "chat.ttft": 0}
+
+
+def test_the_lateness_limit_knows_the_targets_of_classes(observe):
+    limit = observe(mixed(), targets=(BATCH_E2E, Target("chat.tpot", 95, 1.0))).measurement.audit.send_lateness_limit_ms
+    assert limit == pytest.approx(0.02 * 200)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scenarios.spec import Workload
+from scenarios.traffic import Workload
 from scenarios.words import Words
 
 

@@ -50,6 +50,47 @@ EVERY_KEY = {
         "void_retries": 1,
     },
 }
+TRACE = {"file": str(Path(__file__).parent / "traces" / "azure.csv"), "format": "azure"}
+EVERY_TRAFFIC = {
+    "name": "every-traffic",
+    "model": {"served_as": "m", "context_tokens": 90000},
+    "engine": {"name": "attached", "base_url": "http://127.0.0.1:8000/v1"},
+    "workload": {
+        "arrivals": {"process": "trace"},
+        "trace": {
+            **TRACE,
+            "start_s": 0.5,
+            "seconds": 9.0,
+            "time_scale": 2.0,
+            "keep": 0.9,
+            "seed": 3,
+            "begin": "anywhere",
+            "malformed": 0.1,
+        },
+        "classes": [
+            {
+                "name": "a",
+                "share": 2.0,
+                "prompt_tokens": {"distribution": "empirical", "values": [3, 4]},
+                "output_tokens": {
+                    "distribution": "empirical",
+                    "file": TRACE["file"],
+                    "column": "GeneratedTokens",
+                    "max": 60,
+                },
+                "shared_prefix": {"tokens": 8, "pool": 2, "reuse": 0.5},
+                "sessions": {
+                    "turns": {"mean": 3.0},
+                    "think_time_s": {"distribution": "lognormal", "mean": 2.0, "cv": 0.5, "max": 9.0},
+                },
+                "temperature": 0.5,
+                "slo": {"ttft": {"target_ms": 500.0}},
+            },
+            {"name": "b", "trace": {**TRACE, "max_prompt_tokens": 999, "max_output_tokens": 60, "length_scale": 0.5}},
+        ],
+    },
+    "slo": {},
+}
 JUNK = [None, True, "", "junk", "8", -1, 0, 2.5, 10**30, float("nan"), float("-inf"), [], [[1]], {}, {"junk": 1}]
 JARGON = (
     "Input should be",
@@ -97,21 +138,28 @@ def test_the_key_itself_is_never_repeated():
     assert not any("sk-not-a-real-key" in message or "secret" in message for m in EXPECTED.values() for message in m)
 
 
-@pytest.mark.parametrize("path", list(places(EVERY_KEY)), ids=lambda path: ".".join(map(str, path)))
-def test_junk_anywhere_is_refused_in_plain_words_or_taken(tmp_path, path):
+EVERY_PLACE = [
+    *((EVERY_KEY, path) for path in places(EVERY_KEY)),
+    *((EVERY_TRAFFIC, path) for path in places(EVERY_TRAFFIC) if path[0] == "workload"),
+]
+
+
+@pytest.mark.parametrize(("base", "path"), EVERY_PLACE, ids=lambda p: ".".join(map(str, p)) if p else "")
+def test_junk_anywhere_is_refused_in_plain_words_or_taken(tmp_path, base, path):
     file = tmp_path / "junk.yaml"
     for junk in JUNK:
         with file.open("w", encoding="utf-8") as out:
-            YAML().dump(replaced(EVERY_KEY, path, junk), out)
+            YAML().dump(replaced(base, path, junk), out)
         problems = check(file)
         for problem in problems:
-            assert problem.line is not None
+            assert problem.line is not None or problem.file != str(file)
             assert not any(word in str(problem) for word in JARGON), str(problem)
         if not problems:
-            assert load(file) != Scenario.model_validate(EVERY_KEY) or junk == at(EVERY_KEY, path)
+            assert load(file) != Scenario.model_validate(base) or junk == at(base, path)
 
 
-def test_the_file_with_every_key_is_fine(tmp_path):
+@pytest.mark.parametrize("base", [EVERY_KEY, EVERY_TRAFFIC])
+def test_the_file_with_every_key_is_fine(tmp_path, base):
     file = tmp_path / "every.yaml"
-    file.write_text(dump_yaml(Scenario.model_validate(EVERY_KEY)), encoding="utf-8")
+    file.write_text(dump_yaml(Scenario.model_validate(base)), encoding="utf-8")
     assert check(file) == []

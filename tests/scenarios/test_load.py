@@ -1,5 +1,6 @@
 """Reading what is right: the catalogue, paths, YAML 1.2, the dump that reads back, the schema."""
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -196,3 +197,54 @@ def test_the_schema_refuses_unknown_keys_and_describes():
         assert part["description"], name
     tokens = schema["$defs"]["ModelRef"]["properties"]["context_tokens"]
     assert "tokens" in tokens["description"]
+
+
+TRACED = """\
+name: traced
+model: {name: smollm2-135m-instruct}
+objective: meet
+workload:
+  arrivals: {process: trace}
+  trace: {file: traffic/azure.csv, format: azure, max_prompt_tokens: 100, max_output_tokens: 50}
+slo: {ttft: {target_ms: 500}}
+"""
+AZURE_ROWS = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-20 08:00:06,9,4\n2023-11-20 08:00:08,9,4\n"
+
+
+@pytest.fixture
+def traced(written, tmp_path):
+    (tmp_path / "traffic").mkdir()
+    (tmp_path / "traffic" / "azure.csv").write_text(AZURE_ROWS)
+    return written(TRACED)
+
+
+def test_a_trace_is_found_beside_the_scenario_pinned_and_its_rate_filled_in(traced, tmp_path):
+    workload = load(traced).workload
+    file = tmp_path / "traffic" / "azure.csv"
+    assert workload.trace.file == str(file)
+    assert workload.trace.sha256 == hashlib.sha256(AZURE_ROWS.encode()).hexdigest()
+    assert workload.arrivals.rate.rps == 0.5  # two requests, two seconds apart
+
+
+def test_a_dump_of_a_trace_reads_back_equal_until_the_file_changes(traced, written, tmp_path):
+    scenario = load(traced)
+    again = written(dump_yaml(scenario), "again.yaml")
+    assert load(again) == scenario
+    (tmp_path / "traffic" / "azure.csv").write_text(AZURE_ROWS * 2)
+    with pytest.raises(ScenarioError, match="has changed since the scenario was written"):
+        load(again)
+
+
+def test_a_trace_that_is_not_there_is_named_with_its_key_and_line(written):
+    problems = check(written(TRACED))
+    assert [(p.line, p.key) for p in problems] == [(6, "workload.trace.file")]
+    assert problems[0].message.startswith("does not exist: ")
+
+
+def test_check_names_the_malformed_rows_of_a_trace(traced, tmp_path):
+    file = tmp_path / "traffic" / "azure.csv"
+    file.write_text(AZURE_ROWS + "oops\n")
+    assert [str(p).removeprefix(str(file)) for p in check(traced)] == [
+        "  1 of 3 rows are malformed, at most 1.00% may be",
+        ":4  TIMESTAMP  must be a date and time, got 'oops'",
+    ]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from scenarios.spec import Lengths, Workload
+from scenarios.traffic import Lengths, Workload
 from scenarios.workload import draw_lengths, hold, ramp, sequence
 
 seeds = st.integers(0, 2**32 - 1)
