@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup quickstart test check fmt docs bench lock clean help
+.PHONY: setup quickstart test check fmt docs bench calibrate lock clean help
 
 help:            ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -46,6 +46,9 @@ docs: $(VENV)/dev.stamp  ## regenerate what is generated: the scenario schema, t
 
 bench: $(VENV)/dev.stamp  ## the benchmarks that take seconds
 	$(BIN)/python benchmarks/startup.py
+
+calibrate: $(VENV)/dev.stamp  ## how often verdicts are wrong, on simulated queues (10 minutes)
+	$(BIN)/python benchmarks/calibrate.py
 
 lock: $(VENV)/dev.stamp  ## write constraints.txt from the versions that are installed
 	$(PIP) freeze --exclude-editable | grep -v '^-e\|@ file' > constraints.txt
