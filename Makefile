@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup quickstart test check fmt docs bench bench-load bench-aa lock clean help
+.PHONY: setup quickstart test check fmt docs bench bench-load bench-aa bench-capacity calibrate lock clean help
 
 help:            ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -52,6 +52,9 @@ bench-load: $(VENV)/run.stamp  ## our load generator beside its peers: half an h
 
 bench-aa: $(VENV)/dev.stamp  ## are two measurements of one configuration called different? a quarter of an hour
 	$(BIN)/python benchmarks/aa.py
+
+calibrate: $(VENV)/dev.stamp  ## how often verdicts are wrong, on simulated queues (10 minutes)
+	$(BIN)/python benchmarks/calibrate.py
 
 lock: $(VENV)/dev.stamp  ## write constraints.txt from the versions that are installed
 	$(PIP) freeze --exclude-editable | grep -v '^-e\|@ file' > constraints.txt

@@ -36,7 +36,7 @@ class SloCount(Record):
     misses: int
     n: int
     autocorrelation_time: float  # tau of log latency, in requests, Sokal window
-    deflation: float  # d = max(2, 2 tau): both counts are divided by it
+    deflation: float  # d = max(2, 2 tau): its percentile has the interval of n / d independent requests
 
 
 class HostReading(Record):

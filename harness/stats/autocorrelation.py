@@ -52,7 +52,7 @@ def latency_time(latency_ms: npt.ArrayLike) -> float:
 
 
 def deflation(tau: float) -> float:
-    """How much counts of rare misses shrink: max(2, 2 tau): docs/metrics.md says why twice."""
+    """How much a sample shrinks in a percentile's interval: max(2, 2 tau). Verdicts have their own (judge.py)."""
     return max(LEAST_DEFLATION, 2 * tau)
 
 

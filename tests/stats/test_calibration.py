@@ -1,5 +1,7 @@
 """How often the verdict is wrong when a queue sits exactly at its target: seeded, with exact bounds.
 
+The whole suite, with more servers and targets, is `make calibrate`.
+
 A target at the true P95 is the worst case of P(miss) >= q0. Nominal error: ALPHA.
 """
 
@@ -30,7 +32,7 @@ def at_its_target(queues, sojourn_quantile):
 
 
 # Slack: with 400 runs the one-sided 95 % bound lies about two points above the observed share.
-@pytest.mark.parametrize(("utilisation", "servers"), [(0.5, 1), (0.8, 1), (0.9, 1), (0.8, 8)])
+@pytest.mark.parametrize(("utilisation", "servers"), [(0.5, 1), (0.8, 1), (0.9, 1), (0.9, 8)])
 def test_false_passes_are_rare(at_its_target, utilisation, servers, record_property):
     latency, target = at_its_target(utilisation, servers)
     assert (latency > target).mean() == pytest.approx(0.05, abs=0.006)  # the target is what it claims to be
@@ -40,8 +42,7 @@ def test_false_passes_are_rare(at_its_target, utilisation, servers, record_prope
     record_property("false_pass_upper", binomial_upper(false_pass, RUNS))
     record_property("false_fail", false_fail / RUNS)
     assert binomial_upper(false_pass, RUNS) <= 2 * ALPHA
-    # Short looks underrate the correlation of a busy queue: fails are wrong a little more often than nominal.
-    assert binomial_upper(false_fail, RUNS) <= 3 * ALPHA
+    assert binomial_upper(false_fail, RUNS) <= 2 * ALPHA
 
 
 def test_without_deflation_most_passes_would_be_false(at_its_target):
@@ -53,7 +54,7 @@ def test_without_deflation_most_passes_would_be_false(at_its_target):
 
 
 def test_the_effective_sample_size_of_a_mean_is_not_deflation_enough(at_its_target):
-    """Why d is 2 tau, not tau."""
+    """Why d is 3 tau, not tau."""
     latency, target = at_its_target(0.8, 1)
     sizes = np.array(looks(CAP))
     false_pass = 0
