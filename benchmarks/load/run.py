@@ -26,6 +26,7 @@ from table import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "runs" / "bench-load"
+CELLS = WORK / "cells.jsonl"
 RESULTS = ROOT / "benchmarks" / "results"
 RATES_RPS = (50, 200, 500, 1000, 2000)
 TWO_WORKERS_RATE_RPS = 4000
@@ -53,37 +54,48 @@ def wanted(names: list[str], rates: list[float], repeats: int) -> Iterator[Cell]
         yield from sorted(cells, key=lambda c: c.rate) if repeat == 0 else cells
 
 
-def read_cells(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+def length_s(kind: str, seconds: float) -> float:
+    return FREEZE_SECONDS if kind == "freeze" else seconds
+
+
+def read_cells(versions: dict[str, str], seconds: float) -> list[Row]:
+    """Those that are done, of these versions and this length: others are not to be mixed with them."""
+    if not CELLS.exists():
+        return []
+    rows = [json.loads(line) for line in CELLS.read_text("utf-8").splitlines()]
+    return [
+        row
+        for row in rows
+        if row["version"] == versions.get(row["peer"]) and row["seconds"] == length_s(row["kind"], seconds)
+    ]
 
 
 def carry_out(cells: Iterator[Cell], versions: dict[str, str], seconds: float, budget_s: float) -> None:
-    path = WORK / "cells.jsonl"
     inputs = write_inputs(WORK / "inputs")
     deadline = time.monotonic() + budget_s
     for cell in cells:
-        rows = read_cells(path)
+        rows = read_cells(versions, seconds)
         if any(tuple(row[name] for name in Cell._fields) == tuple(cell) for row in rows):
             continue
         slow = too_slow(rows, cell.peer)
         if cell.peer != OURS and cell.kind == "load" and slow is not None and cell.rate > slow:
             continue
-        length_s = FREEZE_SECONDS if cell.kind == "freeze" else seconds
-        if time.monotonic() + length_s + _START_S > deadline:
+        load_s = length_s(cell.kind, seconds)
+        if time.monotonic() + load_s + _START_S > deadline:
             print("the budget is used up; run again to go on")
             return
         ask = Ask(
             url="",
             rate_rps=cell.rate,
-            count=round(cell.rate * length_s),
+            count=round(cell.rate * load_s),
             seed=1000 + cell.repeat,
             folder=WORK / "cell" / f"{cell.peer}-{cell.kind}-{cell.rate:g}-{cell.workers}-{cell.repeat}",
             inputs=inputs,
             workers=cell.workers,
         )
-        row = {**cell._asdict(), "version": versions[cell.peer], "seconds": length_s}
+        row = {**cell._asdict(), "version": versions[cell.peer], "seconds": load_s}
         row |= measure(PEERS[cell.peer], ask, freeze=cell.kind == "freeze")
-        with path.open("a", encoding="utf-8") as file:
+        with CELLS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(line(row), flush=True)
 
@@ -133,9 +145,11 @@ def host() -> dict[str, Any]:
     }
 
 
-def write_results(about: dict[str, dict[str, Any]], names: list[str], rates: list[float], seconds: float) -> bool:
+def write_results(
+    about: dict[str, dict[str, Any]], versions: dict[str, str], rates: list[float], seconds: float
+) -> bool:
     """True when no target was missed."""
-    cells = read_cells(WORK / "cells.jsonl")
+    cells = read_cells(versions, seconds)
     summary = summarise(cells)
     found = verdicts(summary)
     examples = {cell["peer"]: cell.pop("argv", None) for cell in reversed(cells)}
@@ -145,7 +159,7 @@ def write_results(about: dict[str, dict[str, Any]], names: list[str], rates: lis
         "settings": {"seconds": seconds, "freeze_seconds": FREEZE_SECONDS, "rates_rps": rates},
         "peers": {name: {**facts, "argv": examples.get(name)} for name, facts in about.items()},
         "targets": [verdict._asdict() for verdict in found],
-        "not_tried": not_tried(cells, names, rates),
+        "not_tried": not_tried(cells, list(about), rates),
         "summary": summary,
         "cells": cells,
     }
@@ -187,13 +201,13 @@ def main() -> int:
         return 2
     WORK.mkdir(parents=True, exist_ok=True)
     if options.fresh:
-        (WORK / "cells.jsonl").unlink(missing_ok=True)
+        CELLS.unlink(missing_ok=True)
     about = {name: describe(peer, wanted=name in options.only) for name, peer in PEERS.items()}
     versions = {name: facts["version"] for name, facts in about.items() if "version" in facts}
     names = [name for name in options.only if name in versions]
     if not options.show:
         carry_out(wanted(names, options.rates, options.repeats), versions, options.seconds, options.budget * 60)
-    return int(not write_results(about, list(PEERS), options.rates, options.seconds))
+    return int(not write_results(about, versions, options.rates, options.seconds))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "load"))
 
 import cell
+import run
 from asks import Answers, Ask, write_inputs
 from peers import OURS, PEERS, fnv1a
 from plot import svg
@@ -247,3 +248,26 @@ def test_results_can_be_shown_whatever_is_missing():
 def test_bodies_are_hashed_as_the_stub_hashes_them():
     assert fnv1a(b"") == "cbf29ce484222325"
     assert fnv1a(b"foobar") == "85944171f73967e8"
+
+
+def test_cells_of_another_version_or_length_are_measured_again(tmp_path, monkeypatch):
+    cells = tmp_path / "cells.jsonl"
+    monkeypatch.setattr(run, "CELLS", cells)
+    assert run.read_cells({OURS: "1"}, 10) == []
+    done = [
+        load_cell(OURS, 50, version="1", seconds=10),
+        load_cell(OURS, 200, version="0", seconds=10),
+        load_cell(OURS, 500, version="1", seconds=5),
+        {**load_cell(OURS, 100, version="1", seconds=run.FREEZE_SECONDS), "kind": "freeze"},
+        load_cell("vllm", 50, version="1", seconds=10),
+    ]
+    cells.write_text("".join(json.dumps(row) + "\n" for row in done), encoding="utf-8")
+    assert [row["rate"] for row in run.read_cells({OURS: "1"}, 10)] == [50, 100]
+
+
+def test_the_first_round_goes_up_and_every_cell_is_run_as_often_as_asked():
+    cells = list(run.wanted([OURS, "vllm"], [50.0, 200.0], 3))
+    first = [c.rate for c in cells if c.repeat == 0]
+    assert first == sorted(first)
+    assert len(cells) == len(set(cells)) == 3 * (2 * 2 + 2 + 1)
+    assert {(c.rate, c.workers) for c in cells if c.workers != 1} == {(4000, 2)}
