@@ -24,7 +24,7 @@ import parallel_queues as pq
 from calibrate import ALPHA, CAP, MISS_RATES, NAMES, RESULTS, UTILISATIONS, limits_of
 from scipy import fft, stats
 
-from harness.judge import FAIL_DEFLATION, FAIL_LEAST, PASS_DEFLATION, looks
+from harness.judge import FAIL_DEFLATION, FAIL_LEAST, OVERWHELMING_N, OVERWHELMING_SHARE, PASS_DEFLATION, looks
 from harness.stats.sequential import log_e_fail, log_e_pass
 
 FloatArray = npt.NDArray[np.float64]
@@ -32,8 +32,9 @@ SIZES = np.array(looks(CAP))
 DECIDED = math.log(1 / ALPHA)
 Q0 = 0.05
 SEED = 77  # not that of the calibration: choosing and checking on the same runs would flatter the choice
+STEPS = 10  # of strictness that are tried
 LEAST_CYCLES = 10
-STAKES = (0.1, 0.25, 0.5, 0.75, 0.95)  # of the most that may be bet against the share q0
+STAKES = (0.25, 0.6, 0.95)  # of the most that may be bet against the share q0
 
 # Allowed shares of wrong passes among the runs (500 of them), so that the exact bounds hold with some room.
 AT_TARGET, IF_BAD = 0.074, 0.0045
@@ -146,29 +147,31 @@ def betting_rule(seen: dict[str, FloatArray], strict: float, late: npt.NDArray[n
 
 Rule = Callable[[dict[str, FloatArray], float, npt.NDArray[np.bool_]], FloatArray]
 RULES: dict[str, tuple[Rule, float, float]] = {
-    "τ of log latency (adopted)": (partial(tau_rule, "log"), 1, 8),
-    "τ of latency": (partial(tau_rule, "raw"), 1, 8),
-    "τ of log latency, largest over scales": (partial(tau_rule, "scales"), 1, 8),
-    "τ of the miss indicator, mapped from log latency": (partial(tau_rule, "mapped"), 1, 16),
-    "τ of the number in flight": (partial(tau_rule, "in_flight"), 0.5, 8),
-    "τ of log latency^¾ × in flight^¼": (mixed_rule, 0.5, 8),
-    "regeneration cycles": (partial(tau_rule, "cycles"), 0.5, 8),
-    "betting on batches of c τ": (betting_rule, 0.5, 8),
+    "τ of log latency (adopted)": (partial(tau_rule, "log"), 2, 4),
+    "τ of latency": (partial(tau_rule, "raw"), 2, 6),
+    "τ of log latency, largest over scales": (partial(tau_rule, "scales"), 2, 4),
+    "τ of the miss indicator, mapped from log latency": (partial(tau_rule, "mapped"), 2, 10),
+    "τ of the number in flight": (partial(tau_rule, "in_flight"), 1, 3),
+    "τ of log latency^¾ × in flight^¼": (mixed_rule, 1.5, 3),
+    "regeneration cycles": (partial(tau_rule, "cycles"), 1, 6),
+    "betting on batches of c τ": (betting_rule, 2, 8),
 }
 
 
-def first_decision(
-    to_pass: FloatArray, late: npt.NDArray[np.bool_], tau: FloatArray, rule: str
-) -> tuple[FloatArray, FloatArray]:
-    """+1 PASS, -1 FAIL, 0 undecided; and the requests it took. FAIL by the adopted rule, or by 2 tau ("before")."""
+def fails(late: npt.NDArray[np.bool_], tau: FloatArray, *, before: bool) -> npt.NDArray[np.bool_]:
+    """Looks at which FAIL is decided: by the adopted rule, or by 2 tau."""
     misses = np.cumsum(late, axis=1)[:, SIZES - 1]
-    d = np.maximum(2.0, 2 * tau) if rule == "before" else FAIL_DEFLATION * tau
-    fails = log_e_fail(misses / d, SIZES / d, Q0) >= DECIDED
-    if rule != "before":
-        fails &= (SIZES / d >= FAIL_LEAST) | ((SIZES >= 200) & (misses >= 0.9 * SIZES))
+    d = np.maximum(2.0, 2 * tau) if before else FAIL_DEFLATION * tau
+    decided = log_e_fail(misses / d, SIZES / d, Q0) >= DECIDED
+    overwhelming = (SIZES >= OVERWHELMING_N) & (misses >= OVERWHELMING_SHARE * SIZES)
+    return np.asarray(decided & (before | (SIZES / d >= FAIL_LEAST) | overwhelming))
+
+
+def first_decision(to_pass: FloatArray, failed: npt.NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
+    """+1 PASS, -1 FAIL, 0 undecided; and the requests it took."""
     passes = to_pass >= DECIDED
-    decided = passes | fails
-    at, row = decided.argmax(axis=1), np.arange(len(late))
+    decided = passes | failed
+    at, row = decided.argmax(axis=1), np.arange(len(passes))
     outcome = np.where(decided.any(axis=1), np.where(passes[row, at], 1.0, -1.0), 0.0)
     return outcome, np.where(outcome != 0, SIZES[at], np.inf)
 
@@ -184,18 +187,19 @@ def judged(task: tuple[str, float, int, dict[str, tuple[float, ...]]]) -> dict[s
     drawn = pq.simulate(law, utilisation, CAP, runs, [SEED, sorted(pq.LAWS).index(law), round(100 * utilisation)])
     seen = features(drawn.latency, drawn.in_flight)
     late = [drawn.latency > limit for limit in limits_of(law, utilisation)]
+    failed = {before: [fails(of, seen["log"], before=before) for of in late] for before in (True, False)}
     found: dict[str, list[list[float]]] = {}
     for name, ladder in tried.items():
         rule = RULES.get(name, RULES["τ of log latency (adopted)"])[0]
         found[name] = []
         for strict in ladder:
             rows = []
-            for of in late:
+            for of, lost in zip(late, failed[name == "before"], strict=True):
                 to_pass = rule(seen, strict, of)
                 if name == "before":
                     d = np.maximum(2.0, 2 * seen["log"])
                     to_pass = deflated(np.cumsum(of, axis=1)[:, SIZES - 1], d)
-                rows.append(first_decision(to_pass, of, seen["log"], name))
+                rows.append(first_decision(to_pass, lost))
             good, at, bad, worse = rows
             wrong = [float((outcome == 1).mean()) for outcome, _ in (at, bad, worse)]
             wrong_fails = [float((outcome == -1).mean()) for outcome, _ in (at, good)]
@@ -298,7 +302,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=500)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     asked = parser.parse_args()
-    ladders = {name: tuple(np.geomspace(low, high, 17)) for name, (_, low, high) in RULES.items()}
+    ladders = {name: tuple(np.geomspace(low, high, STEPS)) for name, (_, low, high) in RULES.items()}
     tried = {"before": (2.0,), **ladders}
     with mp.get_context("spawn").Pool(asked.workers) as pool:
         tasks = [(law, u, asked.runs, tried) for law, u in CELLS]

@@ -142,7 +142,7 @@ class SloVerdict(Record):
     log_e_fail: float
     n: int
     misses: int
-    deflation: float
+    deflation: float  # of E_fail where it decided, else of E_pass
     requests_to_decide: int | None  # estimate of how many more, at this miss rate; None: decided or hopeless
     trace: tuple[EvidencePoint, ...] = ()
 

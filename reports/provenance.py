@@ -27,8 +27,8 @@ DEFINITIONS = (
     (
         "Deflation",
         (
-            "Latencies in a queue come in busy periods. Counts are divided by max(2, 2τ), τ the integrated "
-            "autocorrelation time of log latency, before any of them is believed."
+            "Latencies in a queue come in busy periods. Counts are divided by 3τ before they may pass, by 1.25τ "
+            "before they may fail, by max(2, 2τ) in intervals; τ is the autocorrelation time of log latency."
         ),
     ),
     (
