@@ -4,10 +4,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup quickstart test check fmt docs bench lock clean help
+.PHONY: setup quickstart test check fmt docs bench bench-capacity lock clean help
 
 help:            ## what can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 $(VENV)/run.stamp: pyproject.toml constraints.txt
 	@echo "creating $(VENV) and installing autotune with llama.cpp and MLflow (about a minute) …"
@@ -46,6 +46,9 @@ docs: $(VENV)/dev.stamp  ## regenerate what is generated: the scenario schema, t
 
 bench: $(VENV)/dev.stamp  ## the benchmarks that take seconds
 	$(BIN)/python benchmarks/startup.py
+
+bench-capacity: $(VENV)/dev.stamp  ## the capacity search on queues of known capacity (minutes)
+	$(BIN)/python benchmarks/capacity.py
 
 lock: $(VENV)/dev.stamp  ## write constraints.txt from the versions that are installed
 	$(PIP) freeze --exclude-editable | grep -v '^-e\|@ file' > constraints.txt

@@ -34,7 +34,7 @@ RUNS, QUICK_RUNS = 300, 24
 MEDIAN_ERROR, WITHIN, ABOVE, COST = 0.05, 0.95, 0.05, 0.40  # what is asked of all runs together
 WIDE, HIGH = 0.15, 1.05
 
-PRECISION = 0.055  # relative standard error at which a search ends
+PRECISION = 0.075  # relative standard error at which a search ends
 MOST_HOLDS = 14
 PERCENTILE = 95
 

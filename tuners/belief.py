@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
+from scipy.special import xlogy
 
 from tuners.results import Probe
 
@@ -24,7 +25,10 @@ MISFIT, MISFIT_AWAY = 0.03, 0.3  # no queue follows the curve: standard deviatio
 FREEDOM = 5.0  # degrees of Student's t: one strange hold must not decide
 MOST_LOG_LOAD = math.log(4.0)  # beyond, a queue explodes: "far too fast", not how far
 LEAST_LOG_LOAD = -3.0
-RISE, SETTLING = 0.25, 3.0  # how log latency rises in a queue that begins empty
+MISFIT_SHORT = 0.25  # and per unit of `shortfall`
+LATENCY_WEIGHT, MISSES_WEIGHT = 0.2, 0.9  # both come from the same latencies; rare bursts show in the misses alone
+BURSTS = 1.35  # misses come in bursts: so much more deflation than log latency shows
+RISE, SETTLING = 0.2, 3.0  # how log latency rises in a queue that begins empty
 LIMIT_MISFIT = 0.03
 LEAST_SE = 0.3  # log load of a hold whose precision was not recorded
 
@@ -69,10 +73,10 @@ def believe(probes: Sequence[Probe], prior: Prior, allowed: Allowed) -> Belief:
     m = C (1 + 1/s). The steepness s is integrated out; a queue in heavy traffic has s ~ C * wait / 2, half the
     requests that come within the wait which the target allows (M/M/1: s = C * wait / 3), and that is its prior.
 
-    Of each hold two things count, half each since both come from the same latencies: its latency percentile,
-    Student-t around the curve, and its misses, binomial around tolerated ** (target / latency), what an
-    exponential tail misses, both deflated for correlation. A hold that begins on a drained engine shows less
-    than the steady state: `shortfall`. A saturated one says what m is.
+    Of each hold two things count: its misses, binomial around tolerated ** (target / latency), what an exponential
+    tail misses; and, less, its latency percentile, Student-t around the curve. Both are deflated for correlation.
+    A hold that begins on a drained engine shows less than the steady state: `shortfall`. A saturated one says
+    what m is.
     """
     middle = math.log(prior.rate_rps)
     log_c = middle + np.linspace(-SPAN, SPAN, GRID)
@@ -129,14 +133,16 @@ def _log_likelihood(probe: Probe, c: FloatArray, s: FloatArray, allowed: Allowed
     short = shortfall(waiting, probe.n)
     seen = math.log(probe.load) if probe.load else LEAST_LOG_LOAD
     seen = min(max(seen, -MOST_LOG_LOAD), MOST_LOG_LOAD)
+    shown = np.clip(log_load - short, -MOST_LOG_LOAD, MOST_LOG_LOAD)
     # A hold with luckily low latency looks luckily precise: its error is that of the curve's latency, not its own.
-    se = (probe.load_se or LEAST_SE) * np.exp(np.clip(log_load - seen, -1, 1))
-    variance = se**2 + MISFIT**2 + (MISFIT_AWAY * log_load) ** 2 + (0.5 * short) ** 2
-    off = (seen - np.clip(log_load - short, -MOST_LOG_LOAD, MOST_LOG_LOAD)) ** 2
-    of_latency = -0.5 * np.log(variance) - (FREEDOM + 1) / 2 * np.log1p(off / variance / FREEDOM)
+    luck = np.exp(np.clip(shown - seen, -1, 1))
+    variance = (luck * (probe.load_se or LEAST_SE)) ** 2 + MISFIT**2
+    variance += (MISFIT_AWAY * log_load) ** 2 + (MISFIT_SHORT * short) ** 2
+    of_latency = -0.5 * np.log(variance) - (FREEDOM + 1) / 2 * np.log1p((seen - shown) ** 2 / variance / FREEDOM)
+    k, n, d = probe.misses, probe.n, BURSTS * luck * probe.deflation
     p = np.clip(probe.tolerated ** np.exp(short - log_load), 1e-12, 0.999)
-    of_misses = (probe.misses * np.log(p) + (probe.n - probe.misses) * np.log1p(-p)) / probe.deflation
-    found = 0.5 * (of_latency + of_misses)
+    deviance = xlogy(k, k / (n * p)) + xlogy(n - k, (n - k) / (n * (1 - p)))
+    found = LATENCY_WEIGHT * of_latency - MISSES_WEIGHT * (deviance / d + 0.5 * np.log(d))
     if probe.limit_rps is not None:
         variance_limit = 1 / probe.limit_n + LIMIT_MISFIT**2
         off = np.log(probe.limit_rps / (c * (1 + 1 / s))) ** 2

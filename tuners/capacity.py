@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from harness.stats.autocorrelation import deflation, latency_time
 from harness.stats.intervals import METHOD
-from tuners.belief import Allowed, Belief, Prior, believe, below_saturation, saturates_rps
+from tuners.belief import Allowed, Belief, Prior, believe, below_saturation, saturates_rps, shortfall
 from tuners.results import Capacity, Probe
 
 RAMP_SPAN = 8.0  # end rate / start rate of one ramp
@@ -29,9 +29,11 @@ RACE_SHARE = 0.6  # a knee below this share of the best capacity cannot win: no 
 ASIDE = (0.25, 0.75)  # holds go below and above the believed capacity by turns: a curve needs both sides
 FEWEST_HOLDS_TO_RETURN = 4  # with fewer, every hold is needed to find the capacity at all
 FEWEST_HOLDS = 3  # before a precision is believed …
-NEAR, FEWEST_NEAR = 1.15, 1000  # … and so many requests within 15 % of the capacity
+NEAR, FEWEST_NEAR = 1.15, 1100  # … and so many requests within 15 % of the capacity
+OVERLOAD = 1.35  # of the capacity: saturates an engine for certain
+UNSETTLED = 0.6  # log latency
 SAFETY = 1.05  # the capacity told exceeds the true one by more than 5 % …
-RISK = 0.1  # … with no more than this probability, as believed
+RISK = 0.08  # … with no more than this probability, as believed
 CONFIDENCE = (0.05, 0.95)  # of the interval told
 LEAST_EFFECTIVE = 5.0  # requests; fewer have no order statistics to speak of
 LEAST_LOAD_SE = 0.01
@@ -162,7 +164,10 @@ def estimate(
     for attempt in range(holds):
         again = None if returned or holds < FEWEST_HOLDS_TO_RETURN else _return_rate(probes)
         returned = returned or again is not None
-        seen(prober.hold(again or belief.quantile(ASIDE[attempt % 2]), attempt))
+        rate = belief.quantile(ASIDE[attempt % 2])
+        if attempt % 2 and _never_settles(probes, belief, prober.allowed):
+            rate = OVERLOAD * belief.quantile(0.5)
+        seen(prober.hold(again or rate, attempt))
         belief = believe(probes, prior, prober.allowed)
         if precision is not None and _precise(probes, belief, precision):
             break
@@ -193,8 +198,14 @@ def told(probes: Sequence[Probe], belief: Belief) -> Capacity:
 def _precise(probes: Sequence[Probe], belief: Belief, precision: float) -> bool:
     holds = [p for p in probes if p.kind == "hold"]
     median = belief.quantile(0.5)
-    near = sum(p.n for p in holds if 1 / NEAR <= p.rate_rps / median <= NEAR)
+    near = sum(p.limit_n or p.n * (1 / NEAR <= p.rate_rps / median <= NEAR) for p in holds)
     return len(holds) >= FEWEST_HOLDS and near >= FEWEST_NEAR and belief.spread <= precision
+
+
+def _never_settles(probes: Sequence[Probe], belief: Belief, allowed: Allowed) -> bool:
+    """Whether the target allows so long a queue that no hold can fill it: then only saturation tells the capacity."""
+    n = max((p.n for p in probes if p.kind == "hold"), default=0)
+    return n > 0 and float(shortfall(np.array(belief.quantile(0.5) * allowed.wait_s), n)) > UNSETTLED
 
 
 def _return_rate(probes: Sequence[Probe]) -> float | None:

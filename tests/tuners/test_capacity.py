@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tuners.capacity import LOAD_CAP, Ramp, estimate, knee_rps
+from tuners.belief import Allowed
+from tuners.capacity import Ramp, estimate, knee_rps, log_load
 from tuners.results import Probe
 
 
@@ -37,15 +38,27 @@ class Queue:
         unit = np.cumsum(self.rng.exponential(1.0, int((end - start) / growth * 1.5) + 50))
         times = np.log1p(growth * unit / start) / growth
         times = times[times < self.ramp_s]
-        return Ramp(start * np.exp(growth * times), self._sojourn(times) > self.target)
+        return Ramp(start * np.exp(growth * times), self._sojourn(times) > self.target, growth)
+
+    @property
+    def allowed(self):
+        return Allowed(self.target, max(0.0, self.target - 1 / self.mu))
 
     def hold(self, rate, attempt):
         self.holds.append(rate)
         times = np.cumsum(self.rng.exponential(1 / rate, int(rate * self.seconds)))
         sojourn = self._sojourn(times)
-        misses = int(np.sum(sojourn > self.target))
-        load = min(float(np.quantile(sojourn, 0.95)) / self.target, LOAD_CAP)
-        return Probe(kind="hold", rate_rps=rate, n=len(times), misses=misses, load=load, passed=load <= 1)
+        load = log_load(sojourn, self.target, 95)
+        return Probe(
+            kind="hold",
+            rate_rps=rate,
+            n=len(times),
+            misses=int(np.sum(sojourn > self.target)),
+            load=float(np.exp(load.log_load)),
+            passed=load.log_load <= 0,
+            load_se=load.se,
+            deflation=load.deflation,
+        )
 
 
 @pytest.mark.parametrize("guess", [0.05, 1.0, 30.0])
