@@ -302,11 +302,12 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     asked = parser.parse_args()
     runs = QUICK_RUNS if asked.quick else asked.runs
+    sources = digest()
     path = RESULTS / "capacity.json"
     done: dict[str, Any] = {}
     if path.exists() and not (asked.quick or asked.fresh):
         kept = json.loads(path.read_text(encoding="utf-8"))
-        done = {k: v for k, v in kept["cells"].items() if kept["digest"] == digest() and v["runs"] == runs}
+        done = {k: v for k, v in kept["cells"].items() if kept["digest"] == sources and v["runs"] == runs}
     started = time.monotonic()
     cells = [Cell(law, tightness, guess) for law in LAWS for tightness in TIGHTNESS for guess in GUESSES]
     tasks = []
@@ -318,13 +319,13 @@ def main() -> int:
             done[name] = result
             print(f"{len(done):3d} of {len(cells)}  {name}", file=sys.stderr)
             if not asked.quick:
-                path.write_text(json.dumps({"digest": digest(), "cells": done}) + "\n", encoding="utf-8")
+                path.write_text(json.dumps({"digest": sources, "cells": done}) + "\n", encoding="utf-8")
     found = [done[cell.name] for cell in cells]
     broken = misses(found)
     lines = [*summary(found), *(f"MISSED {text}" for text in broken)]
     print(table(found), "", *lines, f"{time.monotonic() - started:.0f} s", sep="\n")
     if not asked.quick:
-        path.write_text(json.dumps({"digest": digest(), "summary": lines, "cells": done}) + "\n", encoding="utf-8")
+        path.write_text(json.dumps({"digest": sources, "summary": lines, "cells": done}) + "\n", encoding="utf-8")
         text = f"# Capacity search on queues of known capacity\n\n`make bench-capacity`\n\n{table(found)}\n\n"
         (RESULTS / "capacity.md").write_text(text + "".join(f"- {line}\n" for line in lines), encoding="utf-8")
         (RESULTS / "capacity.svg").write_text(plot(found), encoding="utf-8")

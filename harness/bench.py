@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import time
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from harness import plugins
 from harness.engines.base import Engine, HostLimits, LaunchPlan, ResolvedModel
 from harness.errors import EngineCrashed, EngineHung, HostDisturbed
 from harness.host import StealMeter, limits
-from harness.judge import allowed_misses, judge
+from harness.judge import allowed_misses, judge, live_hopeless
 from harness.ledger import unusable
 from harness.load.driver import drive
 from harness.load.records import LiveCounters, LoadPlan, LoadResult, PlannedRequest
@@ -197,7 +198,8 @@ class Session:
         """A constant rate. The warm-up at that rate comes on top of ``seconds`` and is not judged; a slow rate
         is held for as long as it takes to expect FEWEST_REQUESTS.
 
-        until_certain: stop once the percentile over the whole hold must lie above a target.
+        until_certain: stop once the percentile over the whole hold must lie above a target, or once the misses so
+        far are evidence enough that it would.
         """
         warmup_s = self.subject.scenario.budget.warmup_s
         seconds = max(seconds, FEWEST_REQUESTS / rate_rps)
@@ -207,7 +209,24 @@ class Session:
         judged = sum(r.t_int_ns >= warmup_s * NS for r in schedule.requests)
         misses = _certain_misses(judged, self.subject.targets) if until_certain else None
         plan = self._load_plan(schedule, drain_s=self._patience_s(), stop_after_misses=misses, misses_from_s=warmup_s)
-        return self._measure("hold", plan, schedule, warmup_s=warmup_s, targets=self.subject.targets, name=name)
+        stop_when = self._hopeless(schedule, warmup_s) if until_certain else None
+        return self._measure(
+            "hold", plan, schedule, warmup_s=warmup_s, targets=self.subject.targets, name=name, stop_when=stop_when
+        )
+
+    def _hopeless(self, schedule: Schedule, warmup_s: float) -> "StopWhen":
+        """Whether the counters speak against any target. All requests due by then count as seen: the careful side."""
+        due_s = [r.t_int_ns / NS for r in schedule.requests if r.t_int_ns >= warmup_s * NS]
+        targets, alpha = self.subject.targets, self.subject.scenario.slo.alpha
+
+        def hopeless(counters: LiveCounters) -> bool:
+            n = bisect_right(due_s, counters.elapsed_s)
+            return any(
+                live_hopeless(min(counters.misses.get(t.metric, 0), n), n, t.percentile, alpha / len(targets))
+                for t in targets
+            )
+
+        return hopeless
 
     def closed(self, seconds: float, seed: int, name: str) -> Loaded:
         """``workload.arrivals.concurrency`` requests kept in flight for ``seconds`` after the warm-up."""
@@ -217,9 +236,16 @@ class Session:
         most = concurrency * CLOSED_RPS_PER_LANE * max(1, round(warmup_s + seconds))
         schedule = schedules.sequence(self.workload, self.words, n=min(most, CLOSED_MOST), seed=seed)
         plan = self._load_plan(schedule, concurrency=concurrency, drain_s=self._patience_s())
-        targets = self.subject.targets
+        end_s = warmup_s + seconds
         return self._measure(
-            "hold", plan, schedule, warmup_s=warmup_s, targets=targets, name=name, seconds=warmup_s + seconds
+            "hold",
+            plan,
+            schedule,
+            warmup_s=warmup_s,
+            targets=self.subject.targets,
+            name=name,
+            seconds=end_s,
+            stop_when=lambda counters: counters.elapsed_s > end_s,
         )
 
     def _patience_s(self) -> float:
@@ -279,8 +305,9 @@ class Session:
         targets: tuple[Target, ...],
         name: str | None = None,
         seconds: float | None = None,
+        stop_when: "StopWhen | None" = None,
     ) -> Loaded:
-        """``seconds``: when a schedule without times of its own (closed loop) is stopped."""
+        """``seconds``: when a schedule without times of its own (closed loop) ends."""
         folder = self.folder / (name or kind)
         subject = self.subject
         rate = f" {schedule.rate_rps:.2f} requests/s" if schedule.rate_rps else ""
@@ -295,7 +322,6 @@ class Session:
         }
         meter, tree = StealMeter(), _Tree(self.running)
         before = self._engine_metrics()
-        stop_when = None if seconds is None else (lambda counters: counters.elapsed_s > seconds)
         load = self._drive(plan, folder, metadata, stop_when=stop_when, watch=tree)
         after = self._engine_metrics()
         telemetry = tree.telemetry({k: v - before.get(k, 0.0) for k, v in after.items() if k.endswith("_total")})
