@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 .PHONY: setup quickstart test check fmt docs bench bench-load bench-aa bench-capacity calibrate lock clean help
 
 help:            ## what can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 $(VENV)/run.stamp: pyproject.toml constraints.txt
 	@echo "creating $(VENV) and installing autotune with llama.cpp and MLflow (about a minute) …"
@@ -55,6 +55,9 @@ bench-aa: $(VENV)/dev.stamp  ## are two measurements of one configuration called
 
 calibrate: $(VENV)/dev.stamp  ## how often verdicts are wrong, on simulated queues (10 minutes)
 	$(BIN)/python benchmarks/calibrate.py
+
+bench-capacity: $(VENV)/dev.stamp  ## the capacity search on queues of known capacity (minutes)
+	$(BIN)/python benchmarks/capacity.py
 
 lock: $(VENV)/dev.stamp  ## write constraints.txt from the versions that are installed
 	$(PIP) freeze --exclude-editable | grep -v '^-e\|@ file' > constraints.txt

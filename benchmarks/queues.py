@@ -8,7 +8,7 @@ import heapq
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -252,23 +252,17 @@ def truth(law: Law, rate_rps: float, percentile: float = 95, metric: Metric = "t
         utilisation = rate_rps / law.max_rps
         return Truth(law.service_s * mmk_sojourn_quantile(percentile / 100, utilisation, law.servers), 0.0)
     key = f"{law!r} rate={rate_rps:.9g} p{percentile:g} {metric} n={n}"
-    kept = json.loads(TRUTHS.read_text(encoding="utf-8")) if TRUTHS.exists() else {}
-    if key not in kept:
-        found = simulated(law, rate_rps, percentile, metric, n)
-        kept[key] = [float(f"{x:.6g}") for x in found]
-        with suppress(OSError):  # a truth that cannot be kept is only slow
-            TRUTHS.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n", encoding="utf-8")
-    return Truth(*kept[key])
+    return _kept(key, lambda: simulated(law, rate_rps, percentile, metric, n))
 
 
 def simulated(law: Law, rate_rps: float, percentile: float, metric: Metric, n: int) -> Truth:
     """Mean and standard error over independent replications, each begun empty and warmed up."""
     each = max(n // REPLICATIONS, WARMUP)
-    found = []
+    found: list[float] = []
     for rng in generators(1, REPLICATIONS):
         served = law.serve(poisson(rate_rps, WARMUP + each, rng), rng)
-        found.append(np.nanpercentile(served.latency_s(metric)[WARMUP:], percentile))
-    return Truth(float(np.mean(found)), float(np.std(found, ddof=1) / math.sqrt(REPLICATIONS)))
+        found.append(float(np.nanpercentile(served.latency_s(metric)[WARMUP:], percentile)))
+    return _mean(found)
 
 
 def generators(seed: int, n: int) -> Iterator[np.random.Generator]:
@@ -292,3 +286,51 @@ def mmk_sojourn_quantile(q: float, utilisation: float, servers: int = 1) -> floa
         return (1 - waits) * math.exp(-t) + waits * both
 
     return float(brentq(lambda t: exceeds(t) - (1 - q), 0, 1000 / (1 - utilisation)))
+
+
+def idle_latency_s(law: Law, percentile: float = 95) -> float:
+    """The percentile of a request's latency on a server that has nothing else to do."""
+    if isinstance(law, MMk):
+        return -law.service_s * math.log1p(-percentile / 100)
+    rng = np.random.default_rng(0)
+    return float(np.percentile(law.serve(np.arange(20_000) * 1e4, rng).ttft_s, percentile))
+
+
+def capacity_rps(law: Law, target_s: float, percentile: float = 95, n: int = 1_000_000) -> Truth:
+    """The rate of Poisson arrivals at which the percentile of TTFT is ``target_s``.
+
+    Exact for M/M/k; otherwise the mean over replications of ``n`` requests in all, each solved with its own common
+    random numbers, and kept in ``TRUTHS``.
+    """
+    if isinstance(law, MMk):
+        wanted = target_s / law.service_s
+        found = brentq(lambda u: mmk_sojourn_quantile(percentile / 100, u, law.servers) - wanted, 1e-6, 1 - 1e-6)
+        return Truth(float(found) * law.max_rps, 0.0)
+    return _kept(
+        f"{law!r} capacity p{percentile:g} target={target_s:.6g} n={n}",
+        lambda: _mean([_solved(law, target_s, percentile, n // REPLICATIONS, seed) for seed in range(REPLICATIONS)]),
+    )
+
+
+def _solved(law: Law, target_s: float, percentile: float, n: int, seed: int) -> float:
+    gaps = np.random.default_rng([seed, 1]).exponential(1.0, WARMUP + n)
+
+    def excess(utilisation: float) -> float:
+        served = law.serve(np.cumsum(gaps / (utilisation * law.max_rps)), np.random.default_rng([seed, 2]))
+        return math.log(np.percentile(served.ttft_s[WARMUP:], percentile) / target_s)
+
+    return law.max_rps * float(brentq(excess, 0.02, 1.2, xtol=5e-4))
+
+
+def _mean(values: list[float]) -> Truth:
+    return Truth(float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values))))
+
+
+def _kept(key: str, find: Callable[[], Truth]) -> Truth:
+    """``find``'s result, from ``TRUTHS`` if it is there."""
+    kept = json.loads(TRUTHS.read_text(encoding="utf-8")) if TRUTHS.exists() else {}
+    if key not in kept:
+        kept[key] = [float(f"{x:.6g}") for x in find()]
+        with suppress(OSError):  # a truth that cannot be kept is only slow
+            TRUTHS.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n", encoding="utf-8")
+    return Truth(*kept[key])

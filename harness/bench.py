@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from harness import audit, plugins
 from harness.engines.base import Engine, HostLimits, LaunchPlan, ResolvedModel
 from harness.errors import EngineCrashed, EngineHung
 from harness.host import limits
-from harness.judge import allowed_misses, judge
+from harness.judge import allowed_misses, judge, live_hopeless
 from harness.ledger import unusable
 from harness.load import payload
 from harness.load.driver import drive
@@ -37,7 +38,7 @@ from scenarios.space import ServingConfig
 from scenarios.spec import Scenario
 from scenarios.traffic import Workload
 from scenarios.words import estimated_tokens
-from scenarios.workload import Schedule, Words
+from scenarios.workload import Schedule, ScheduledRequest, Words
 
 NS = 1_000_000_000
 DRAIN_PROBES = 3
@@ -216,7 +217,7 @@ class Session:
             duration_s=self.ramp_seconds(start_rps, end_rps),
             seed=seed,
         )
-        most = {t.metric: max(8, _concerned(schedule, t) // 5) for t in self.subject.targets}
+        most = {t.metric: max(8, len(_concerned(schedule, t)) // 5) for t in self.subject.targets}
         plan = self._load_plan(schedule, drain_s=1.0, stop_after_misses=most)
         return self._measure("ramp", plan, schedule, warmup_s=0.0, targets=self.subject.targets, name=name)
 
@@ -229,7 +230,8 @@ class Session:
         """A constant rate. The warm-up at that rate comes on top of ``seconds`` and is not judged; a slow rate
         is held for as long as it takes to expect FEWEST_REQUESTS.
 
-        until_certain: stop once the percentile over the whole hold must lie above a target.
+        until_certain: stop once the percentile over the whole hold must lie above a target, or once the misses so
+        far are evidence enough that it would.
         """
         warmup_s = self.subject.scenario.budget.warmup_s
         seconds = max(seconds, self._fewest_requests() / rate_rps)
@@ -238,7 +240,24 @@ class Session:
         )
         misses = _certain_misses(schedule, warmup_s, self.subject.targets) if until_certain else None
         plan = self._load_plan(schedule, drain_s=self._patience_s(), stop_after_misses=misses, misses_from_s=warmup_s)
-        return self._measure("hold", plan, schedule, warmup_s=warmup_s, targets=self.subject.targets, name=name)
+        stop_when = self._hopeless(schedule, warmup_s) if until_certain else None
+        return self._measure(
+            "hold", plan, schedule, warmup_s=warmup_s, targets=self.subject.targets, name=name, stop_when=stop_when
+        )
+
+    def _hopeless(self, schedule: Schedule, warmup_s: float) -> "StopWhen":
+        """Whether the counters speak against any target. All requests due by then count as seen: the careful side."""
+        targets, alpha = self.subject.targets, self.subject.scenario.slo.alpha
+        due_s = {t: sorted(r.t_int_ns / NS for r in _concerned(schedule, t, warmup_s)) for t in targets}
+
+        def hopeless(counters: LiveCounters) -> bool:
+            seen = {t: bisect_right(due_s[t], counters.elapsed_s) for t in targets}
+            return any(
+                live_hopeless(min(counters.misses.get(t.metric, 0), n), n, t.percentile, alpha / len(targets))
+                for t, n in seen.items()
+            )
+
+        return hopeless
 
     def closed(self, seconds: float, seed: int, name: str) -> Loaded:
         """``workload.arrivals.concurrency`` requests kept in flight for ``seconds`` after the warm-up."""
@@ -248,9 +267,16 @@ class Session:
         most = concurrency * CLOSED_RPS_PER_LANE * max(1, round(warmup_s + seconds))
         schedule = schedules.sequence(self.workload, self.words, n=min(most, CLOSED_MOST), seed=seed)
         plan = self._load_plan(schedule, concurrency=concurrency, drain_s=self._patience_s())
-        targets = self.subject.targets
+        end_s = warmup_s + seconds
         return self._measure(
-            "hold", plan, schedule, warmup_s=warmup_s, targets=targets, name=name, seconds=warmup_s + seconds
+            "hold",
+            plan,
+            schedule,
+            warmup_s=warmup_s,
+            targets=self.subject.targets,
+            name=name,
+            seconds=end_s,
+            stop_when=lambda counters: counters.elapsed_s > end_s,
         )
 
     def _patience_s(self) -> float:
@@ -323,8 +349,9 @@ class Session:
         targets: tuple[Target, ...],
         name: str | None = None,
         seconds: float | None = None,
+        stop_when: "StopWhen | None" = None,
     ) -> Loaded:
-        """``seconds``: when a schedule without times of its own (closed loop) is stopped."""
+        """``seconds``: when a schedule without times of its own (closed loop) ends."""
         folder = self.folder / (name or kind)
         subject = self.subject
         rate = f" {schedule.rate_rps:.2f} requests/s" if schedule.rate_rps else ""
@@ -339,7 +366,6 @@ class Session:
         }
         meters, tree = HostMeters(_engine_here(self.running)), _Tree(self.running)
         before = self._engine_metrics()
-        stop_when = None if seconds is None else (lambda counters: counters.elapsed_s > seconds)
         load = self._drive(plan, folder, metadata, stop_when=stop_when, looks=(tree.look, meters.look))
         reading = meters.reading()
         after = self._engine_metrics()
@@ -466,15 +492,16 @@ class _Tree:
         return spent
 
 
-def _concerned(schedule: Schedule, target: Target, from_s: float = 0.0) -> int:
-    """How many requests a target may be about. Later turns of a session may become due at any time."""
-    return sum(
-        (not target.traffic_class or r.traffic_class == target.traffic_class)
-        and (r.t_int_ns >= from_s * NS or r.session is not None)
+def _concerned(schedule: Schedule, target: Target, from_s: float = 0.0) -> list[ScheduledRequest]:
+    """The requests that a target may be about. Later turns of a session may become due at any time."""
+    return [
+        r
         for r in schedule.requests
-    )
+        if (not target.traffic_class or r.traffic_class == target.traffic_class)
+        and (r.t_int_ns >= from_s * NS or r.session is not None)
+    ]
 
 
 def _certain_misses(schedule: Schedule, from_s: float, targets: tuple[Target, ...]) -> dict[str, int]:
     """Target -> so many misses of the requests due from ``from_s`` put its percentile above it for certain."""
-    return {t.metric: 1 + allowed_misses(_concerned(schedule, t, from_s), t.percentile) for t in targets}
+    return {t.metric: 1 + allowed_misses(len(_concerned(schedule, t, from_s)), t.percentile) for t in targets}

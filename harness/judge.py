@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from harness.measurement import EvidencePoint, SloVerdict, Verdict
 from harness.observe import Observed, Target
-from harness.stats.autocorrelation import effective_counts, latency_time
+from harness.stats.autocorrelation import LEAST_DEFLATION, effective_counts, latency_time
 from harness.stats.sequential import log_e_fail, log_e_pass
 
 FloatArray = npt.NDArray[np.float64]
@@ -133,6 +133,15 @@ def look_times(latency_ms: npt.ArrayLike) -> FloatArray:
 def allowed_misses(n: int, percentile: float) -> int:
     """The most misses with which the percentile of n requests still meets its target; one more ends a run early."""
     return math.floor(round(n * _tolerated(percentile), 9))
+
+
+def live_hopeless(misses: int, n: int, percentile: float, alpha: float) -> bool:
+    """Whether counts alone, deflated by what any queue needs at least, already speak against the target.
+
+    Ends a hold of a search; it is no verdict, since the correlation of its latencies is not known yet.
+    """
+    t, trials = effective_counts(misses, n, LEAST_DEFLATION)
+    return n >= FIRST_LOOK and bool(log_e_fail(t, trials, _tolerated(percentile)) >= math.log(1 / alpha))
 
 
 def _tolerated(percentile: float) -> float:

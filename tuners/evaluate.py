@@ -4,16 +4,22 @@ Knows nothing of searching or of the ledger. Seeds are passed in: equal seeds, e
 """
 
 from dataclasses import dataclass, field
+from math import log
 
 import numpy as np
 
 from harness.bench import Loaded, Session
 from harness.judge import allowed_misses
-from harness.measurement import Measurement
+from harness.measurement import Measurement, SloCount
+from harness.stats.autocorrelation import LEAST_DEFLATION
 from scenarios.spec import Scenario
 from tuners import capacity
+from tuners.belief import Allowed
 from tuners.results import Capacity, Probe, Run
 
+WAITED_FOR = frozenset({"ttft", "e2e"})  # metrics that grow with the queue itself
+FIRST_REQUESTS = 8
+RETURN_SIGNIFICANT = 3.0  # standard errors
 SCORE_UNITS = {"goodput": "requests/s", "meet": "x headroom", "latency": "answers/s of latency"}
 
 
@@ -81,9 +87,11 @@ def _goodput(session: Session, scenario: Scenario, seed: int, hints: Hints, pref
     )
     if found.rate_rps > 0:
         violation = 0.0
-        why = f"holds {found.rate_rps:.2f} requests/s"
-        if found.raced:
-            why = f"about {found.rate_rps:.2f} requests/s: too far behind the best to pursue"
+        why = f"about {found.rate_rps:.2f} requests/s: too far behind the best to pursue"
+        if not found.raced:
+            why = f"holds {found.rate_rps:.2f} requests/s ({found.rate_low_rps:.2f} to {found.rate_high_rps:.2f})"
+        if found.return_ratio and log(found.return_ratio) > RETURN_SIGNIFICANT * (found.return_ratio_se or 0.0):
+            why += f"; after an overload its latency stayed {found.return_ratio:.1f} times as high"
     else:
         slowest = min((p for p in found.probes if p.kind == "hold"), key=lambda p: p.rate_rps)
         violation = max((slowest.load or capacity.LOAD_CAP) - 1, 0.01)
@@ -100,19 +108,38 @@ class _Prober:
     seed: int
     prefix: str
     runs: list[Run] = field(default_factory=list)
+    idle_ms: dict[str, float] = field(default_factory=dict)  # latency that nothing delayed, per target
+
+    @property
+    def allowed(self) -> Allowed:
+        """Of the tightest target on a latency that waiting is part of."""
+        waits = [
+            Allowed(t.target_ms / 1e3, max(0.0, t.target_ms - self.idle_ms.get(t.metric, 0.0)) / 1e3)
+            for t in self.session.subject.targets
+            if t.metric in WAITED_FOR
+        ]
+        return min(waits, key=lambda a: a.wait_s, default=Allowed(0.0, 0.0))
+
+    def _learn_idle(self, loaded: Loaded) -> None:
+        """The first requests of a run find the engine idle."""
+        for metric, latency_ms in loaded.observed.series.items():
+            if len(latency_ms) and np.isfinite(idle := float(np.median(latency_ms[:FIRST_REQUESTS]))):
+                self.idle_ms[metric] = min(idle, self.idle_ms.get(metric, idle))
 
     def ramp(self, start_rps: float, end_rps: float, attempt: int) -> capacity.Ramp:
         loaded = self.session.ramp(start_rps, end_rps, self.seed + attempt, f"{self.prefix}ramp-{attempt}")
         self.runs.append(recorded_run(loaded, self.session))
-        missed = loaded.observed.missed
-        growth = np.log(end_rps / start_rps) / self.session.ramp_seconds(start_rps, end_rps)
-        return capacity.Ramp(start_rps * np.exp(growth * loaded.observed.t_int_s), missed)
+        self._learn_idle(loaded)
+        growth = float(np.log(end_rps / start_rps)) / self.session.ramp_seconds(start_rps, end_rps)
+        rates_rps = start_rps * np.exp(growth * loaded.observed.t_int_s)
+        return capacity.Ramp(rates_rps, loaded.observed.missed, growth)
 
     def hold(self, rate_rps: float, attempt: int) -> Probe:
         seconds = self.scenario.budget.hold_s
         name = f"{self.prefix}hold-{attempt}"
         loaded = self.session.hold(rate_rps, seconds, self.seed + 10 + attempt, name, until_certain=True)
         self.runs.append(recorded_run(loaded, self.session))
+        self._learn_idle(loaded)
         return _probe(loaded, rate_rps)
 
     def tell(self, probe: Probe) -> None:
@@ -125,17 +152,36 @@ class _Prober:
 def _probe(loaded: Loaded, rate_rps: float) -> Probe:
     m = loaded.measurement
     within = all(count.misses <= allowed_misses(count.n, count.percentile) for count in m.slo)
-    cut_short = loaded.load.stopped_early == "misses"
+    cut_short = loaded.load.stopped_early in {"misses", "asked"}
     passed = within and m.n_judged > 0 and not m.saturated and not cut_short
     load = _load(m)
+    count, worst = _worst(loaded)
+    seconds = m.window_s[1] - m.window_s[0]
     return Probe(
         kind="hold",
         rate_rps=rate_rps,
         n=m.n_judged,
-        misses=max(count.misses for count in m.slo),
+        misses=count.misses,
         load=load if passed else max(load, 1.0),
         passed=passed,
+        tolerated=(100 - count.percentile) / 100,
+        load_se=worst.se if worst else None,
+        deflation=worst.deflation if worst else LEAST_DEFLATION,
+        limit_rps=m.throughput_rps if m.saturated and m.throughput_rps > 0 else None,
+        limit_n=round(m.throughput_rps * seconds) if m.saturated else 0,
     )
+
+
+def _worst(loaded: Loaded) -> tuple[SloCount, capacity.Load | None]:
+    """The target that is missed most, or nearest to it, and by how much; None when nothing was judged."""
+    series = loaded.observed.series
+    loads = {
+        count: capacity.log_load(series[count.metric], count.target_ms, count.percentile)
+        for count in loaded.measurement.slo
+        if len(series[count.metric])
+    }
+    count = max(loads, key=lambda slo: loads[slo].log_load, default=loaded.measurement.slo[0])
+    return count, loads.get(count)
 
 
 def _load(m: Measurement) -> float:

@@ -18,7 +18,10 @@ from tuners.base import Trial
 
 
 class Probe(Record):
-    """One look at one rate, on the way to a capacity. ``load``: latency percentile / target, worst SLO."""
+    """One look at one rate, on the way to a capacity. ``load``, ``misses``: of the worst SLO.
+
+    ``load`` is its latency percentile / target.
+    """
 
     kind: Literal["ramp", "hold"]
     rate_rps: float
@@ -26,16 +29,25 @@ class Probe(Record):
     misses: int
     load: float | None
     passed: bool
+    tolerated: float = 0.05  # share of misses that the worst SLO allows
+    load_se: float | None = None  # standard error of log(load)
+    deflation: float = 2.0  # so many requests are worth one independent one
+    limit_rps: float | None = None  # completions/s of a hold that kept the engine saturated …
+    limit_n: int = 0  # … and how many completions that is
 
 
 class Capacity(Record):
     """The highest rate that still meets every SLO, as estimated on one running engine (search-grade)."""
 
     rate_rps: float  # 0.0: none of the rates tried held
-    highest_passed_rps: float | None
-    lowest_failed_rps: float | None
+    highest_passed_rps: float | None  # of the holds at or below the capacity
+    lowest_failed_rps: float | None  # of the holds at or above it
     raced: bool  # ended early because it could not beat the best so far
     probes: tuple[Probe, ...]
+    rate_low_rps: float | None = None  # the capacity lies between these with probability 0.9; None: not told
+    rate_high_rps: float | None = None
+    return_ratio: float | None = None  # load at one rate after overload / before; None: no return was made
+    return_ratio_se: float | None = None  # standard error of its logarithm
 
 
 class StudyStart(Record):

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.judge import FIRST_LOOK, OVERWHELMING_N, allowed_misses, evidence, judge, looks
+from harness.judge import FIRST_LOOK, OVERWHELMING_N, allowed_misses, evidence, judge, live_hopeless, looks
 from harness.measurement import Audit, Measurement, SloCount, Telemetry
 from harness.observe import Observed, Target
 from harness.stats.intervals import percentile
@@ -218,3 +218,9 @@ def test_latencies_that_only_grow_fail_in_the_end():
     assert found.outcome == "FAIL"
     assert found.n >= OVERWHELMING_N
     assert found.deflation > 20
+
+
+def test_a_hopeless_run_is_seen_before_it_is_over():
+    assert live_hopeless(misses=10, n=40, percentile=95, alpha=ALPHA)
+    assert not live_hopeless(misses=9, n=40, percentile=95, alpha=ALPHA)
+    assert not live_hopeless(misses=39, n=39, percentile=95, alpha=ALPHA)
