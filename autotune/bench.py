@@ -1,7 +1,7 @@
 """`autotune bench`: one configuration, measured. `autotune replay`: a trial of a study, measured again."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -9,7 +9,7 @@ from autotune.console import JsonOption, emit_json, err, next_step, out, table
 from autotune.runs import fresh_folder, make_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rich.table import Table
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tuners.evaluate import Evaluation
     from tuners.results import Reference, TrialResult
 
+R = TypeVar("R")
 SHARE_OF_CAPACITY = 0.85  # where to measure when nobody names a rate
 
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only the result.")]
@@ -106,7 +107,8 @@ def replay(
         with session(subject, config, root / f"{trial:03d}") as s:
             seed = scenario.workload.seed * SEEDS_PER_WORKLOAD_SEED
             s.warm_up(seed + 900)
-            after = evaluate(s, scenario, rate_rps=rate, seed=seed, hints=Hints(known or 1.0, near=bool(known)))
+            hints = Hints(known or 1.0, near=bool(known))
+            after = _until_valid(s, lambda: evaluate(s, scenario, rate_rps=rate, seed=seed, hints=hints))
             differ = _hold_again(s, run, before)
     _compare(before, after, config.digest == before.trial.config_digest, differ, json=json)
 
@@ -158,7 +160,7 @@ def _settle(s: "Session", recorded: "Reference | None", *, same_as_default: bool
     if not scenario.targets_are_absolute:
         if not same_as_default:
             s.subject.observer.note("targets are relative: taken from this configuration's own unloaded latency")
-        loaded = s.unloaded(seed=950)
+        loaded = _until_valid(s, lambda: s.unloaded(seed=950))
         unloaded_ms = {metric: median_ms(loaded, metric) for metric in scenario.targets}
     targets_ms = resolve_targets(scenario, unloaded_ms)
     if not targets_ms:
@@ -173,16 +175,19 @@ def _hold(s: "Session", rate: float | None, seconds: float, seed: int) -> "Loade
 
     arrivals = s.subject.scenario.workload.arrivals
     if arrivals.process == "closed":
-        return s.closed(seconds, seed, "hold")
+        return _until_valid(s, lambda: s.closed(seconds, seed, "hold"))
     rate = rate or (arrivals.rate.rps if arrivals.rate else None)
     if rate is None:
         s.subject.observer.note("no rate asked: looking for the capacity first")
         goodput = s.subject.scenario.model_copy(update={"objective": "goodput"})
-        found = evaluate(s, goodput, rate_rps=None, seed=seed, hints=Hints(2.0), prefix="capacity-")
+        found = _until_valid(
+            s, lambda: evaluate(s, goodput, rate_rps=None, seed=seed, hints=Hints(2.0), prefix="capacity-")
+        )
         s.subject.observer.note(f"  {found.why}")
         times = arrivals.rate.times_default_capacity if arrivals.rate else None
         rate = (times or SHARE_OF_CAPACITY) * found.score or 1.0
-    return s.hold(rate, seconds, seed, "hold", until_certain=False)
+    held_rps = rate
+    return _until_valid(s, lambda: s.hold(held_rps, seconds, seed, "hold", until_certain=False))
 
 
 def _hold_again(s: "Session", run: Path, before: "TrialResult") -> "tuple[Difference, ...]":
@@ -196,11 +201,26 @@ def _hold_again(s: "Session", run: Path, before: "TrialResult") -> "tuple[Differ
         return ()
     measured, seen = max(whole, key=lambda hold: hold[0].n_judged)
     seconds = measured.window_s[1] - measured.window_s[0]
-    if measured.rate_rps is None:
-        again = s.closed(seconds, measured.seed, "again")
-    else:
-        again = s.hold(measured.rate_rps, seconds, measured.seed, "again", until_certain=False)
-    return differences(seen, again.observed)
+    rate = measured.rate_rps
+
+    def again() -> "Loaded":
+        if rate is None:
+            return s.closed(seconds, measured.seed, "again")
+        return s.hold(rate, seconds, measured.seed, "again", until_certain=False)
+
+    return differences(seen, _until_valid(s, again).observed)
+
+
+def _until_valid(s: "Session", measure: "Callable[[], R]") -> "R":
+    """Void runs are repeated ``budget.void_retries`` times, as in a study; then the reason ends the command."""
+    from harness.errors import TrialVoid
+
+    for _ in range(s.subject.scenario.budget.void_retries):
+        try:
+            return measure()
+        except TrialVoid as err:
+            s.subject.observer.note(f"  void, repeated: {err}")
+    return measure()
 
 
 def _show(subject: "Subject", loaded: "Loaded", *, json: bool) -> None:
@@ -248,6 +268,9 @@ def _audit(m: "Measurement") -> "Table":
         f"{a.send_lateness_p50_ms:.3f} / {a.send_lateness_p99_ms:.3f} ({a.send_lateness_limit_ms:.1f})",
     )
     audit.add_row("event-loop lag P99, ms", f"{a.loop_lag_p99_ms:.3f}")
+    audit.add_row(
+        "stamped after the kernel P99, ms", "-" if a.receive_lag_p99_ms is None else f"{a.receive_lag_p99_ms:.3f}"
+    )
     audit.add_row("generator CPU, share of a core", f"{a.generator_cpu_share:.1%}")
     for label, text in disturbances(a):
         audit.add_row(label, text)

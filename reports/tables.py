@@ -162,7 +162,7 @@ def disturbances(seen: HostReading) -> tuple[tuple[str, str], ...]:
         ("Quota / heat", f"{_percent(seen.throttled_share)} / {_percent(seen.thermal_throttled_share)}"),
         ("Swap, MB/s", ABSENT if swapped is None else number(swapped / 1e6)),
         ("Others on the GPU", gpu or ABSENT),
-        ("Clock set by, ms", ABSENT if seen.clock_step_ms is None else f"{seen.clock_step_ms:.2f}"),
+        ("Clock set by, ms", ABSENT if seen.clock_step_ms is None else f"{round(seen.clock_step_ms, 2) + 0.0:.2f}"),
     )
 
 

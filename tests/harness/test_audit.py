@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -109,6 +110,31 @@ def test_an_engine_that_fills_the_memory_makes_the_machine_swap_by_itself():
     assert audit(ASKED, load(), swapping, engine_memory_share=0.3).limited_by == "host"
     assert audit(ASKED, load(), swapping, engine_memory_share=None).limited_by == "host"
     assert audit(ASKED, load(), swapping, engine_memory_share=0.8).void_reasons == ()
+
+
+def test_a_command_repeats_void_runs_as_a_study_does_and_then_gives_the_reason():
+    from autotune.bench import _until_valid
+
+    notes, outcomes = [], [HostDisturbed("busy"), LoadGeneratorSaturated("late"), "measured"]
+    session = SimpleNamespace(
+        subject=SimpleNamespace(
+            scenario=SimpleNamespace(budget=SimpleNamespace(void_retries=2)),
+            observer=SimpleNamespace(note=notes.append),
+        )
+    )
+
+    def measure():
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, str):
+            return outcome
+        raise outcome
+
+    assert _until_valid(session, measure) == "measured"
+    assert [note.strip() for note in notes] == ["void, repeated: busy", "void, repeated: late"]
+    outcomes[:] = [HostDisturbed("busy")] * 3
+    with pytest.raises(HostDisturbed):
+        _until_valid(session, measure)
+    assert not outcomes
 
 
 def test_the_docs_tell_every_limit():
