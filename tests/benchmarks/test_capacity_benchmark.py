@@ -60,6 +60,7 @@ def test_exact_capacities_agree_with_simulated_ones():
 def test_a_score_says_what_it_misses():
     assert benchmark.Score(0.04, 0.96, 0.04).missed() == []
     assert len(benchmark.Score(0.06, 0.94, 0.06).missed()) == 3
+    assert benchmark.Score(0.06, 0.94, 0.06).missed(slack=1.3) == []
 
 
 def test_the_plot_shows_every_cell():
