@@ -11,6 +11,7 @@ import ssl
 import struct
 import time
 from array import array
+from collections import deque
 from collections.abc import Callable, Mapping
 from time import monotonic_ns
 from typing import Any
@@ -27,6 +28,9 @@ from harness.load.tls import TlsSession
 # Servers drop idle connections after 5 s and more (llama.cpp, uvicorn: 5 s). One given up earlier cannot
 # be dropped by the server in the instant in which we write to it.
 IDLE_LIMIT_NS = 4_000_000_000
+# Some servers say keep-alive and close all the same, as soon as the answer is out (llama.cpp after a stream).
+# Their FIN follows the last byte by 0.1 ms, or by a time slice on a busy machine.
+REST_NS = 20_000_000
 SAMPLED = 16  # one connection of so many tells when the kernel received what it brings
 _RECEIVE_BYTES = 65_536
 _OUR_LIMITS = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
@@ -77,7 +81,7 @@ class Connection:
 
 
 class Transport:
-    """One server. Connections are kept open and reused, last in first out, as many as are needed.
+    """One server. Connections are kept open and reused after a rest, last in first out, as many as are needed.
 
     ``alarm_ns``: as soon as a stamp shows that it has passed, ``on_alarm`` is called, between two answers: a
     loop with much to do is late to serve its timers.
@@ -102,6 +106,7 @@ class Transport:
         self._head = request_head(url, stream=plan.stream, api_key=environ.get(plan.api_key_env or ""))
         self._loop = loop
         self._on_sent, self._on_end, self._on_alarm = on_sent, on_end, on_alarm
+        self._resting: deque[Connection] = deque()  # the server may be about to close them
         self._idle: list[Connection] = []
         self._open = 0
         self._room = Room.of_this_process()
@@ -131,11 +136,13 @@ class Transport:
         self._finish(exchange, monotonic_ns(), reason)
 
     def close(self) -> None:
-        while self._idle:
-            self._close(self._idle.pop())
+        for connection in (*self._resting, *self._idle):
+            self._close(connection)
 
     def _take_idle(self) -> Connection | None:
         now_ns = monotonic_ns()
+        while self._resting and now_ns - self._resting[0].idle_since_ns >= REST_NS:
+            self._idle.append(self._resting.popleft())
         while self._idle:
             connection = self._idle.pop()
             if now_ns - connection.idle_since_ns > IDLE_LIMIT_NS:
@@ -254,9 +261,7 @@ class Transport:
             data = self._receive_sampled(connection) if connection.sampled else connection.sock.recv(_RECEIVE_BYTES)
             stamp_ns = monotonic_ns()
             if exchange is None:  # the server closed it while it lay idle, or says what nobody asked for
-                self.stale_replaced += 1
-                self._idle.remove(connection)
-                self._close(connection)
+                self._forget(connection)
                 return
             if data:
                 self.newest_bytes_ns = stamp_ns
@@ -274,8 +279,7 @@ class Transport:
         except (ProtocolError, OSError) as err:
             stamp_ns = monotonic_ns()
             if exchange is None:
-                self._idle.remove(connection)
-                self._close(connection)
+                self._forget(connection)
             else:
                 self._finish(exchange, stamp_ns, "protocol" if isinstance(err, ProtocolError) else "reset")
         if stamp_ns >= self.alarm_ns:
@@ -299,10 +303,15 @@ class Transport:
             connection.exchange = None
             if error is None and exchange.reader.keep_alive and not connection.unsent:
                 connection.idle_since_ns = stamp_ns
-                self._idle.append(connection)
+                self._resting.append(connection)
             else:
                 self._close(connection)
         self._on_end(exchange)
+
+    def _forget(self, connection: Connection) -> None:
+        self.stale_replaced += 1
+        (self._resting if connection in self._resting else self._idle).remove(connection)
+        self._close(connection)
 
     def _close(self, connection: Connection) -> None:
         connection.close()

@@ -247,6 +247,16 @@ PARENT = textwrap.dedent("""
 """)
 
 
+def test_a_server_that_closes_after_every_answer_costs_connections_not_requests(fresh_server, tmp_path):
+    """It says keep-alive, and its FIN comes a moment after the answer, as llama.cpp's does after a stream."""
+    play = [*fresh_server.answer(first_s=0.005, gap_s=0.001), ["sleep", 0.005], ["close"]]
+    plan = fresh_server.plan(*[play] * 30, mode="closed", concurrency=2, every_s=0.0)
+    result = drive(plan, tmp_path, metadata=META)
+    assert [row["error"] for row in rows_of(result)] == [None] * 30
+    assert result.connections_opened == 30
+    assert result.stale_connections_replaced >= 28
+
+
 def test_locusts_own_statistics_have_every_request(fresh_server, tmp_path):
     """Its web UI and CSV would be right; no verdict reads them."""
     write_plan(fresh_server.plan(fresh_server.answer(), fresh_server.answer(), [["close"]]), tmp_path)
