@@ -32,8 +32,8 @@ def test_a_run_ends_early_by_the_requests_of_the_class():
     schedule = hold(workload, WORDS, rate_rps=10, duration_s=60, seed=1)
     ttft, chat, extract = (Target(m, 95, 100.0) for m in ("e2e", "chat.ttft", "extract.e2e"))
     in_class = {c: sum(r.traffic_class == c for r in schedule.requests) for c in ("chat", "extract")}
-    assert _concerned(schedule, ttft) == len(schedule.requests)
-    assert _concerned(schedule, chat) == in_class["chat"]
+    assert len(_concerned(schedule, ttft)) == len(schedule.requests)
+    assert len(_concerned(schedule, chat)) == in_class["chat"]
     late = sum(r.traffic_class == "extract" and r.t_int_ns >= 30e9 for r in schedule.requests)
     assert _certain_misses(schedule, 30.0, (extract,)) == {"extract.e2e": 1 + late * 5 // 100}
 

@@ -101,7 +101,9 @@ def counters(elapsed_s, misses):
 def test_a_hold_is_given_up_when_its_misses_are_evidence_and_not_before():
     """10 requests/s after a warm-up of 2 s: 100 are judged by second 12."""
     subject = SimpleNamespace(targets=TARGETS[:1], scenario=SimpleNamespace(slo=SimpleNamespace(alpha=0.05)))
-    schedule = SimpleNamespace(requests=[SimpleNamespace(t_int_ns=round(i * 0.1 * NS)) for i in range(1000)])
+    schedule = SimpleNamespace(
+        requests=[SimpleNamespace(t_int_ns=round(i * 0.1 * NS), traffic_class="", session=None) for i in range(1000)]
+    )
     hopeless = Session(subject, None, None, None)._hopeless(schedule, 2.0)
     assert not hopeless(counters(12.0, 6))
     assert hopeless(counters(12.0, 30))
