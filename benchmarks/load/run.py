@@ -9,9 +9,10 @@ import json
 import os
 import platform
 import random
+import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,9 +141,14 @@ def host() -> dict[str, Any]:
     return {
         "cpu": cpus[0].partition(":")[2].strip() if cpus else platform.machine(),
         "cores": os.cpu_count(),
-        "kernel": platform.release(),
+        "kernel": platform.release().partition("-")[0],
         "python": platform.python_version(),
     }
+
+
+def without_folders(argv: Sequence[str]) -> list[str]:
+    """Where this machine keeps its files is nobody's business, and different elsewhere."""
+    return [re.sub(r"(?<![:/\w.])/(?:[^/\s=,]+/)+", "", word) for word in argv]
 
 
 def write_results(
@@ -152,7 +158,7 @@ def write_results(
     cells = read_cells(versions, seconds)
     summary = summarise(cells)
     found = verdicts(summary)
-    examples = {cell["peer"]: cell.pop("argv", None) for cell in reversed(cells)}
+    examples = {cell["peer"]: without_folders(cell.pop("argv", None) or ()) for cell in reversed(cells)}
     document = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": host(),
