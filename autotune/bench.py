@@ -121,7 +121,12 @@ def _fleet(local: int, remote: int, listen: str | None) -> "Fleet":
         raise UserError("--workers 0 needs --remote-workers: somebody must generate the load")
     if bool(remote) != (listen is not None):
         raise UserError("--listen is needed with --remote-workers, and only there: the address at which they find us")
-    return Fleet(local, remote) if listen is None else Fleet(local, remote, parse_address(listen))
+    if listen is None:
+        return Fleet(local)
+    host, port = parse_address(listen)
+    if port == 0:
+        raise UserError("--listen needs a port that remote workers can know beforehand, got 0")
+    return Fleet(local, remote, (host, port))
 
 
 def _assignment(space: "SearchSpace", text: str) -> tuple[str, "Value"]:

@@ -445,7 +445,11 @@ class Session:
         """What a person types to measure this again."""
         knobs = " ".join(f"--set {k}={str(v).lower()}" for k, v in sorted(self.plan.config.knobs.items()))
         rate = f" --rate {schedule.rate_rps:g}" if schedule.rate_rps else ""
-        return f"autotune bench {self.subject.root}/scenario.yaml{rate} --seed {schedule.seed} {knobs}".strip()
+        fleet = self.subject.fleet
+        several = "" if fleet == ALONE else f" --workers {fleet.local}"
+        if fleet.remote:
+            several += f" --remote-workers {fleet.remote} --listen {fleet.listen[0]}:{fleet.listen[1]}"
+        return f"autotune bench {self.subject.root}/scenario.yaml{rate}{several} --seed {schedule.seed} {knobs}".strip()
 
 
 def _engine_here(running: Running) -> Callable[[], list[psutil.Process]] | None:

@@ -29,6 +29,7 @@ from harness.load.records import (
 from harness.load.tables import table_of, write_records
 
 _SILENCE_S = 60.0  # the child speaks every 250 ms while it runs, and needs seconds to write many records
+_FAREWELL_S = 0.5
 _LOG_FILE = "load.log"
 _SINGLE = "harness.load.locust_user"
 _FLEET = "harness.load.locust_fleet"
@@ -53,7 +54,7 @@ def drive(
         with _writing_to(folder):
             write_plan(plan, folder)
         with _child(folder, fleet) as child:
-            done = _listen(child, folder, fleet, on_live)
+            done = _listen(child, plan, folder, fleet, on_live)
         result = LoadResult(**{**done, "records_path": folder / RECORDS_FILE})
         with _writing_to(result.records_path):
             _keep(result, plan, metadata, folder)
@@ -88,7 +89,9 @@ def _child(folder: Path, fleet: Fleet) -> Iterator[subprocess.Popen[bytes]]:
         host, port = fleet.listen
         module, *role = (_FLEET, "master", str(folder), str(os.getpid()), host, str(port))
         role += [str(fleet.size), str(fleet.muster_s)]
-    with _writing_to(folder), log_path.open("wb") as log:
+    with _writing_to(folder):
+        log_path.write_bytes(b"")
+    with _writing_to(folder), log_path.open("ab") as log:
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", module, *role],
             stdin=subprocess.PIPE,
@@ -99,20 +102,29 @@ def _child(folder: Path, fleet: Fleet) -> Iterator[subprocess.Popen[bytes]]:
     try:
         yield child
     finally:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            child.stdin.close()  # it ends by itself, and a master sends its workers home
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_FAREWELL_S)
         child.kill()
         child.wait()
-        for pipe in (child.stdin, child.stdout):
-            assert pipe is not None
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
+        child.stdout.close()
         if log_path.stat().st_size == 0:
             log_path.unlink()
 
 
 @contextlib.contextmanager
-def workers(count: int, host: str, port: int, log: IO[bytes] | None = None) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Processes that carry out a share of one plan of the master at this address, and end. None survives the exit."""
+def workers(
+    count: int, host: str, port: int, *, api_key_env: str | None, log: IO[bytes] | None = None
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes that carry out a share of one plan of the master at this address, and end. None survives the exit.
+
+    ``api_key_env``: the one variable of our environment that they may send as a key.
+    """
     argv = [sys.executable, "-P", "-m", _FLEET, "worker", str(os.getpid()), host, str(port)]
+    argv += [] if api_key_env is None else [api_key_env]
     pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": log}
     running: list[subprocess.Popen[bytes]] = []
     try:
@@ -126,6 +138,7 @@ def workers(count: int, host: str, port: int, log: IO[bytes] | None = None) -> I
 
 def _listen(
     child: subprocess.Popen[bytes],
+    plan: LoadPlan,
     folder: Path,
     fleet: Fleet,
     on_live: Callable[[LiveCounters], bool] | None,
@@ -148,7 +161,8 @@ def _listen(
             if "listening" in message:
                 log = local.enter_context((folder / _LOG_FILE).open("ab"))
                 host = _reachable(fleet.listen[0])
-                local.enter_context(workers(fleet.local, host, message["listening"], log))
+                port = message["listening"]
+                local.enter_context(workers(fleet.local, host, port, api_key_env=plan.api_key_env, log=log))
             elif "live" in message and on_live is not None and on_live(LiveCounters(**message["live"])) and not asked:
                 asked = True
                 with contextlib.suppress(BrokenPipeError):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from harness.load.records import LiveCounters, LoadPlan, PlannedRequest
+from harness.load.timers import NEVER_NS
 from scenarios.errors import UserError
 
 DEFAULT_PORT = 5557  # Locust's own
@@ -60,19 +61,24 @@ def is_loopback(url: str) -> bool:
 def shares(plan: LoadPlan, n: int) -> list[LoadPlan]:
     """Every n-th request each, a session's turns together: the joint process stays exactly the plan's.
 
-    Who stops early because of misses is decided over all of them, so no share decides it.
+    Fewer than n have requests where a closed loop has fewer lanes. Misses and silence end a run when all of them
+    together show it, so no share ends by itself.
     """
+    active = n if plan.concurrency is None else min(n, plan.concurrency)
     parts: list[list[PlannedRequest]] = [[] for _ in range(n)]
     owner: dict[int, int] = {}
     firsts = 0
     for request in plan.requests:
         if request.after is None:
-            owner[request.index] = firsts % n
+            owner[request.index] = firsts % active
             firsts += 1
         else:
             owner[request.index] = owner[request.after]
         parts[owner[request.index]].append(request)
-    settings = {f.name: getattr(plan, f.name) for f in fields(LoadPlan)} | {"stop_after_misses": {}}
+    settings = {f.name: getattr(plan, f.name) for f in fields(LoadPlan)} | {
+        "stop_after_misses": {},
+        "hang_ns": NEVER_NS,
+    }
     lanes = [None] * n if plan.concurrency is None else [len(range(k, plan.concurrency, n)) for k in range(n)]
     return [
         LoadPlan(**(settings | {"requests": tuple(part), "concurrency": concurrency}))

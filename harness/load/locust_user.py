@@ -78,7 +78,7 @@ def run(plan: PackedPlan) -> tuple[LoadRun, Environment]:
     environment = new_environment(OpenLoopUser)
     load_run = new_run(plan, environment, lambda live: tell({"live": live}))
     environment.begin = lambda: load_run.start(monotonic_ns() + _LEAD_NS)
-    orders = give_orders_to(load_run)
+    orders = give_orders_to(load_run, on_orphaned=lambda: os._exit(1))
     runner = environment.create_local_runner()
     with quiet_memory():
         runner.start(user_count=1, spawn_rate=1)
@@ -115,18 +115,20 @@ class Stoppable(Protocol):
     def stop(self, why: str) -> None: ...
 
 
-def give_orders_to(running: Stoppable) -> Any:
-    """A line on stdin, or SIGTERM: stop. The end of stdin: the parent is gone, and so are we."""
+def give_orders_to(running: Stoppable, on_orphaned: Callable[[], object]) -> Any:
+    """A line on stdin, or SIGTERM: stop. The end of stdin: the parent is gone, or wants no more of us."""
     gevent.signal_handler(signal.SIGTERM, running.stop, "asked")
     orders = gevent.get_hub().loop.io(sys.stdin.fileno(), READABLE)
-    orders.start(obey, running)
+    orders.start(obey, orders, running, on_orphaned)
     return orders
 
 
-def obey(running: Stoppable) -> None:
-    if not os.read(sys.stdin.fileno(), 64):
-        os._exit(1)
-    running.stop("asked")
+def obey(orders: Any, running: Stoppable, on_orphaned: Callable[[], object]) -> None:
+    if os.read(sys.stdin.fileno(), 64):
+        running.stop("asked")
+    else:
+        orders.stop()
+        on_orphaned()
 
 
 def tell(message: dict[str, Any]) -> None:
@@ -192,10 +194,10 @@ def main(folder: Path, parent_pid: int) -> None:
         os.set_blocking(sys.stdout.fileno(), True)
     load_run.read_all()
     tell({"live": dataclasses.asdict(load_run.counters())})
-    finish(folder, [tally(load_run, scheduling)], load_run.rows)
+    finish(folder, [tally(load_run, scheduling)], load_run.rows, fleet=False)
 
 
-def finish(folder: Path, tallies: Sequence[Tally], rows: Iterable[bytes]) -> None:
+def finish(folder: Path, tallies: Sequence[Tally], rows: Iterable[bytes], *, fleet: bool) -> None:
     """Leaves the rows, and tells the parent that they are there."""
     path = folder / records.ROWS_FILE
     try:
@@ -204,7 +206,7 @@ def finish(folder: Path, tallies: Sequence[Tally], rows: Iterable[bytes]) -> Non
     except OSError as err:
         tell({"unwritable": err.errno})
         return
-    tell({"done": combined(tallies, path).to_dict()})
+    tell({"done": combined(tallies, path, fleet=fleet).to_dict()})
 
 
 if __name__ == "__main__":

@@ -46,6 +46,6 @@ def pack_row(exchange: Exchange, t0_ns: int) -> bytes:
         exchange.connection_reused,
         exchange.bytes_received,
         len(chunk_ns),
-        (exchange.finish_reason or "").encode()[:FINISH_BYTES],
+        (exchange.finish_reason or "").encode(errors="replace")[:FINISH_BYTES],
     )
     return head + struct.pack(f"={len(chunk_ns)}q", *[stamp_ns - t0_ns for stamp_ns in chunk_ns])

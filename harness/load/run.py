@@ -51,7 +51,7 @@ class LoadRun:
         self._due: list[tuple[int, int]] = []  # a heap of (due, position in plan.requests)
         followed = plan.requests.column("after")
         self._followers = {after: at for at, after in enumerate(followed) if after != NONE}  # by index -> position
-        self._firsts = (at for at, after in enumerate(followed) if after == NONE)  # positions not fired yet
+        self._firsts = deque(at for at, after in enumerate(followed) if after == NONE)  # positions nobody scheduled yet
         self._in_flight: dict[int, Exchange] = {}  # in the order in which they were due
         self._unread: deque[Exchange] = deque()
         self._pacer, self._ticker = TimerFd(), TimerFd()
@@ -64,7 +64,9 @@ class LoadRun:
         self._over = False
 
     def start(self, t0_ns: int) -> None:
-        """From t0 until every request has ended, in whatever way."""
+        """From t0 until every request has ended, in whatever way. Nothing happens if it was stopped before."""
+        if self._over:
+            return
         self.t0_ns = self._fired_ns = t0_ns
         self._tick_due_ns = t0_ns - _TICK_NS
         self._live_due_ns = t0_ns + _LIVE_NS
@@ -73,20 +75,24 @@ class LoadRun:
         if self.plan.mode == "open":
             t_int_ns = self.plan.requests.column("t_int_ns")
             self._due = [(t0_ns + t_int_ns[at], at) for at in self._firsts]
+            self._firsts.clear()
             heapq.heapify(self._due)
         else:
-            assert self.plan.concurrency
-            self._due = [(t0_ns, at) for _, at in zip(range(self.plan.concurrency), self._firsts, strict=False)]
+            assert self.plan.concurrency is not None
+            lanes = min(self.plan.concurrency, len(self._firsts))
+            self._due = [(t0_ns, self._firsts.popleft()) for _ in range(lanes)]
         self._ticking.start(self._tick)
         self._ticker.set(t0_ns, every_ns=_TICK_NS)
         self._pacing.start(self._fire_what_is_due)
         self._fire_what_is_due()
+        self._finish_if_done()  # there may be nothing to do
 
     def stop(self, why: str) -> None:
         """Ends the run now; what is in flight is cut."""
         if self.stopped_early is None and not self._over:
             self.stopped_early = why
             self._due.clear()
+            self._firsts.clear()
             self._cut(list(self._in_flight.values()), "cancelled")
             self._finish_if_done()
 
@@ -168,7 +174,8 @@ class LoadRun:
             if self.plan.until_ns is not None and due_ns >= self.t0_ns + self.plan.until_ns:
                 self._n_too_late += 1
                 return
-        elif self.plan.mode == "closed" and (following := next(self._firsts, None)) is not None:
+        elif self._firsts:
+            following = self._firsts.popleft()
             due_ns = end_ns + self.plan.think_time_ns
         else:
             return
@@ -199,7 +206,7 @@ class LoadRun:
             self.stop("misses")
         elif self._in_flight and now_ns - self._heard_ns > self.plan.hang_ns:
             self.stop("hung")
-        elif not self._due and now_ns - self._fired_ns > self.plan.drain_ns and not self._awaits_a_turn(now_ns):
+        elif now_ns - self._fired_ns > self.plan.drain_ns and not self._has_more_to_fire(now_ns):
             self._cut(list(self._in_flight.values()), "cancelled")
         if now_ns >= self._live_due_ns:
             self._live_due_ns += _LIVE_NS
@@ -213,8 +220,10 @@ class LoadRun:
             overdue.append(exchange)
         return overdue
 
-    def _awaits_a_turn(self, now_ns: int) -> bool:
-        """Whether an answer in flight has a next turn that may still be due."""
+    def _has_more_to_fire(self, now_ns: int) -> bool:
+        """Now, when a lane of the closed loop is free, or when an answer in flight is there that has a next turn."""
+        if self._due or self._firsts:
+            return True
         if self.plan.until_ns is not None and now_ns >= self.t0_ns + self.plan.until_ns:
             return False
         return not self._followers.keys().isdisjoint(self._in_flight)
@@ -227,7 +236,7 @@ class LoadRun:
         if self._in_flight or self._due or self._over:
             return
         self._over = True
-        self.elapsed_ns = monotonic_ns() - self.t0_ns
+        self.elapsed_ns = max(0, monotonic_ns() - self.t0_ns) if self.t0_ns else 0
         self.cpu_s = time.process_time() - self._cpu_before_s
         for watcher in (self._pacing, self._ticking):
             watcher.stop()

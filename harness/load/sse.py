@@ -4,12 +4,14 @@ Knows nothing of HTTP, of clocks or of when anything arrived.
 """
 
 import json
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 DONE = b"[DONE]"
 
 _CONTENT_KEYS = ("content", "reasoning_content", "reasoning", "tool_calls", "refusal")
 _TEXT_KEYS = (b'"text":', b'"content":')
+_MOST = 1 << 62
+_Kind = TypeVar("_Kind", int, str)
 
 
 class EventLines:
@@ -105,16 +107,25 @@ def read_event(payload: bytes) -> Event | None:
         for choice in document.get("choices") or ():
             said = choice.get("delta") or choice.get("message") or choice
             has_content |= bool(choice.get("text")) or any(said.get(key) for key in _CONTENT_KEYS)
-            finish_reason = choice.get("finish_reason") or finish_reason
+            finish_reason = _a(str, choice.get("finish_reason")) or finish_reason
         usage = document.get("usage") or {}
         details = usage.get("prompt_tokens_details") or {}
         return Event(
             has_content,
             finish_reason,
             False,
-            usage.get("prompt_tokens"),
-            details.get("cached_tokens"),
-            usage.get("completion_tokens"),
+            _a(int, usage.get("prompt_tokens")),
+            _a(int, details.get("cached_tokens")),
+            _a(int, usage.get("completion_tokens")),
         )
     except (ValueError, AttributeError, TypeError):
         return None
+
+
+def _a(kind: type[_Kind], value: object) -> _Kind | None:
+    """Raises TypeError for what is neither one of that kind, and of a size that can be kept, nor nothing."""
+    if value is None:
+        return None
+    if type(value) is not kind or (isinstance(value, int) and not 0 <= value < _MOST):
+        raise TypeError(value)
+    return value

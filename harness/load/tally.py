@@ -49,13 +49,15 @@ class Tally:
         return cls(**values)
 
 
-def combined(tallies: Sequence[Tally], records_path: Path) -> LoadResult:
-    """The result of a run by these processes, at least one; ``cpu_share`` is that of the busiest."""
+def combined(tallies: Sequence[Tally], records_path: Path, *, fleet: bool) -> LoadResult:
+    """The result of a run by these processes, at least one; ``cpu_share`` is that of the busiest.
+
+    ``fleet``: a master coordinated them, and read their clocks.
+    """
     first = tallies[0]
     lateness_ns = sorted(chain.from_iterable(t.lateness_ns for t in tallies))
     loop_lag_ns = sorted(chain.from_iterable(t.loop_lag_ns for t in tallies))
     receive_lag_ns = sorted(chain.from_iterable(t.receive_lag_ns for t in tallies))
-    far = len(tallies) > 1
     return LoadResult(
         records_path=records_path,
         t0_monotonic_ns=first.t0_monotonic_ns,
@@ -68,7 +70,7 @@ def combined(tallies: Sequence[Tally], records_path: Path) -> LoadResult:
         send_lateness_p99_ms=_percentile(lateness_ns, 99) / 1e6,
         loop_lag_p99_ms=_percentile(loop_lag_ns, 99) / 1e6,
         cpu_s=sum(t.cpu_s for t in tallies),
-        cpu_share=max(t.cpu_s / t.elapsed_s for t in tallies),
+        cpu_share=max(t.cpu_s / t.elapsed_s if t.elapsed_s else 0.0 for t in tallies),
         max_rss_bytes=sum(t.max_rss_bytes for t in tallies),
         connections_opened=sum(t.connections_opened for t in tallies),
         stale_connections_replaced=sum(t.stale_connections_replaced for t in tallies),
@@ -79,8 +81,8 @@ def combined(tallies: Sequence[Tally], records_path: Path) -> LoadResult:
         receive_lag_p50_ms=_percentile(receive_lag_ns, 50) / 1e6 if receive_lag_ns else None,
         receive_lag_p99_ms=_percentile(receive_lag_ns, 99) / 1e6 if receive_lag_ns else None,
         workers=len(tallies),
-        clock_offset_ms=max((t.clock_offset_ns for t in tallies), key=abs) / 1e6 if far else None,
-        clock_uncertainty_ms=max(t.clock_uncertainty_ns for t in tallies) / 1e6 if far else None,
+        clock_offset_ms=max((t.clock_offset_ns for t in tallies), key=abs) / 1e6 if fleet else None,
+        clock_uncertainty_ms=max(t.clock_uncertainty_ns for t in tallies) / 1e6 if fleet else None,
     )
 
 

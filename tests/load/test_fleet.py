@@ -55,8 +55,11 @@ def test_every_request_has_one_worker_and_a_session_stays_with_its_own(plan, n):
     for part in parts:
         own = {r.index for r in part.requests}
         assert all(r.after is None or r.after in own for r in part.requests)
+    lanes = [part.concurrency for part in parts]
     firsts = [sum(r.after is None for r in part.requests) for part in parts]
-    assert max(firsts) - min(firsts) <= 1
+    busy = [count for count, lane in zip(firsts, lanes, strict=True) if lane != 0]
+    assert max(busy) - min(busy) <= 1
+    assert sum(busy) == sum(firsts)
     if plan.concurrency is not None:
         assert sum(part.concurrency for part in parts) == plan.concurrency
 
@@ -83,6 +86,51 @@ def test_what_several_say_is_one_word():
 
 def can_shift_clocks():
     return shutil.which("unshare") and subprocess.run(["unshare", "--time", "true"], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("concurrency", "count"), [(1, 6), (3, 9), (5, 2)])
+def test_a_closed_loop_has_the_same_lanes_on_several_processes(fresh_server, tmp_path, concurrency, count):
+    answer = fresh_server.answer(first_s=0.02, gap_s=0.01)
+    plan = fresh_server.plan(*[answer] * count, mode="closed", concurrency=concurrency, every_s=0.0)
+    result = drive(plan, tmp_path, fleet=Fleet(local=2), metadata=META)
+    rows = rows_of(result)
+    assert [row["error"] for row in rows] == [None] * count
+    assert sum(row["t_int_ns"] == 0 for row in rows) == min(concurrency, count)
+
+
+def test_more_processes_than_requests_end_all_the_same(fresh_server, tmp_path):
+    result = drive(fresh_server.plan(fresh_server.answer()), tmp_path, fleet=Fleet(local=2), metadata=META)
+    assert (result.workers, result.sent, result.stopped_early) == (2, 1, None)
+
+
+def test_a_worker_too_many_goes_home_and_the_run_goes_on(fresh_server, tmp_path):
+    port = free_port()
+    argv = [AUTOTUNE, "load-worker", "--master", f"127.0.0.1:{port}", "--processes", "2", "--runs", "1"]
+    helper = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    plan = fresh_server.plan(*[fresh_server.answer()] * 60)
+    result = drive(plan, tmp_path, fleet=Fleet(local=1, remote=1, listen=("127.0.0.1", port)), metadata=META)
+    assert (result.workers, result.sent) == (2, 60)
+    assert [row["error"] for row in rows_of(result)] == [None] * 60
+    said, _ = helper.communicate(timeout=30)
+    assert said.splitlines()[-1] == "run 1 done"
+
+
+def test_a_remote_worker_gives_no_variable_away_that_was_not_granted(fresh_server, tmp_path):
+    port = free_port()
+    plan = fresh_server.plan(fresh_server.answer(), api_key_env="HOME")
+    argv = [AUTOTUNE, "load-worker", "--master", f"127.0.0.1:{port}", "--runs", "1"]
+    helper = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
+    with pytest.raises(LoadGeneratorSaturated, match=r"the key in \$HOME is not granted: start `autotune load-worker"):
+        drive(plan, tmp_path, fleet=Fleet(local=0, remote=1, listen=("127.0.0.1", port)), metadata=META)
+    assert fresh_server.seen == {}
+    helper.wait(timeout=30)
+
+
+def test_an_address_that_is_taken_is_said(fresh_server, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        fleet = Fleet(local=1, remote=1, listen=taken.getsockname())
+        with pytest.raises(LoadGeneratorSaturated, match=r"cannot listen at 127\.0\.0\.1:\d+"):
+            drive(fresh_server.plan(fresh_server.answer()), tmp_path, fleet=fleet, metadata=META)
 
 
 @pytest.mark.skipif(not can_shift_clocks(), reason="needs unshare --time, and the right to use it")

@@ -112,7 +112,21 @@ def test_a_last_line_without_its_break_is_an_event_of_a_stream_that_ended():
 
 
 @pytest.mark.parametrize(
-    "payload", [b"{", b"[]", b"5", b"\xff", b'{"choices": 5}', b'{"choices": [5]}', b'{"usage": 5}']
+    "payload",
+    [
+        b'{"usage": {"completion_tokens": 12.0}}',
+        b'{"usage": {"prompt_tokens": "12"}}',
+        b'{"usage": {"prompt_tokens": true}}',
+        b'{"usage": {"prompt_tokens": 10000000000000000000000}}',
+        b'{"choices": [{"text": "a", "finish_reason": 5}]}',
+        b"{",
+        b"[]",
+        b"5",
+        b"\xff",
+        b'{"choices": 5}',
+        b'{"choices": [5]}',
+        b'{"usage": 5}',
+    ],
 )
 def test_what_is_not_the_apis_json_is_no_event(payload):
     assert read_event(payload) is None

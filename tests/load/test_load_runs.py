@@ -247,6 +247,14 @@ PARENT = textwrap.dedent("""
 """)
 
 
+def test_a_closed_loop_waits_for_answers_that_are_slower_than_its_drain(fresh_server, tmp_path):
+    """The drain begins when nothing more is to be sent, not when all lanes are waiting."""
+    slow = fresh_server.answer(first_s=0.5, gap_s=0.01)
+    plan = fresh_server.plan(*[slow] * 4, mode="closed", concurrency=2, every_s=0.0, drain_ns=200_000_000)
+    rows = rows_of(drive(plan, tmp_path, metadata=META))
+    assert [row["error"] for row in rows] == [None, None, "cancelled", "cancelled"]
+
+
 def test_a_server_that_closes_after_every_answer_costs_connections_not_requests(fresh_server, tmp_path):
     """It says keep-alive, and its FIN comes a moment after the answer, as llama.cpp's does after a stream."""
     play = [*fresh_server.answer(first_s=0.005, gap_s=0.001), ["sleep", 0.005], ["close"]]
