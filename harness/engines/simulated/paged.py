@@ -28,15 +28,20 @@ class Paged(NamedTuple):
     before: Int32s  # (blocks + 1,) in the queue of free blocks
     after: Int32s  # (blocks + 1,) same; of a held block: the one that its sequence took before it
     entry_of: Int64s  # (blocks,) its place in `shared`
-    shared: Int32s  # (sum of the prefixes' blocks,) the block that has it
-    starts: Int64s  # (prefixes + 1,) where each prefix begins in `shared`
+    shared: Int32s  # (known blocks,) the block that has it
+    chain: Int64s  # (sum of the prefixes' blocks,) place in `shared` of each block of each prefix
+    starts: Int64s  # (prefixes + 1,) where each prefix begins in `chain`
     newest: Int32s  # (sequences,) the block taken last
     taken: Int32s  # (sequences,) blocks taken from the queue
     found: Int32s  # (sequences,) blocks found in `shared`, all before those taken
 
 
-def paged(blocks: int, block_tokens: int, sequences: int, prefix_tokens: Int64s) -> Paged:
-    """An empty cache. ``prefix_tokens``: (prefixes,) the longest that each may become."""
+def paged(blocks: int, block_tokens: int, sequences: int, prefix_tokens: Int64s, known_blocks: int = 0) -> Paged:
+    """An empty cache. ``prefix_tokens``: (prefixes,) the longest that each may become.
+
+    known_blocks: 0: no two prefixes have a block in common. Otherwise whoever enqueues writes into `chain` which of
+    so many known blocks a prefix consists of: prefixes may begin alike.
+    """
     ring = np.arange(blocks + 1, dtype=np.int32)
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(prefix_tokens // block_tokens)])
     return Paged(
@@ -46,7 +51,8 @@ def paged(blocks: int, block_tokens: int, sequences: int, prefix_tokens: Int64s)
         before=np.roll(ring, 1),
         after=np.roll(ring, -1),
         entry_of=np.full(blocks, -1, np.int64),
-        shared=np.full(int(starts[-1]), -1, np.int32),
+        shared=np.full(known_blocks or int(starts[-1]), -1, np.int32),
+        chain=np.arange(starts[-1]),
         starts=starts,
         newest=np.full(sequences, -1, np.int32),
         taken=np.zeros(sequences, np.int32),
@@ -66,7 +72,7 @@ def lookup(kv: Paged, prefix: int, most: int) -> int:
     start = kv.starts[prefix]
     most = min(most, kv.starts[prefix + 1] - start)
     n = 0
-    while n < most and kv.shared[start + n] >= 0:
+    while n < most and kv.shared[kv.chain[start + n]] >= 0:
         n += 1
     return n
 
@@ -77,7 +83,7 @@ def unheld(kv: Paged, prefix: int, n: int) -> int:
     start = kv.starts[prefix]
     count = 0
     for i in range(n):
-        count += kv.holders[kv.shared[start + i]] == 0
+        count += kv.holders[kv.shared[kv.chain[start + i]]] == 0
     return count
 
 
@@ -86,7 +92,7 @@ def hold(kv: Paged, sequence: int, prefix: int, n: int) -> None:
     """``sequence``, which holds nothing, begins with the first ``n`` blocks of ``prefix``; all are there."""
     start = kv.starts[prefix]
     for i in range(n):
-        block = kv.shared[start + i]
+        block = kv.shared[kv.chain[start + i]]
         if kv.holders[block] == 0:
             kv.after[kv.before[block]] = kv.after[block]
             kv.before[kv.after[block]] = kv.before[block]
@@ -124,9 +130,9 @@ def publish(kv: Paged, sequence: int, prefix: int, first: int, end: int) -> None
     block = kv.newest[sequence]
     while index >= max(first, kv.found[sequence]):
         older = kv.after[block]
-        if index < end and kv.shared[start + index] < 0:
-            kv.shared[start + index] = block
-            kv.entry_of[block] = start + index
+        if index < end and kv.shared[kv.chain[start + index]] < 0:
+            kv.shared[kv.chain[start + index]] = block
+            kv.entry_of[block] = kv.chain[start + index]
         block = older
         index -= 1
 
@@ -140,7 +146,7 @@ def release(kv: Paged, sequence: int, prefix: int) -> None:
         _let_go(kv, block)
         block = older
     for i in range(kv.found[sequence] - 1, -1, -1):
-        _let_go(kv, kv.shared[kv.starts[prefix] + i])
+        _let_go(kv, kv.shared[kv.chain[kv.starts[prefix] + i]])
     kv.newest[sequence] = -1
     kv.taken[sequence] = 0
     kv.found[sequence] = 0

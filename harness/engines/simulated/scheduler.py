@@ -12,6 +12,7 @@ for the server. The rules are vLLM V1's (`vllm/v1/core/sched/scheduler.py`):
 Without chunked prefill a prompt is taken whole, and first: a step that holds prompts holds nothing else (vLLM V0).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -102,8 +103,10 @@ class Core(NamedTuple):
     drafted: Int64s  # (max_num_seqs,) tokens guessed for it
 
 
-def core(limits: Limits, law: StepLaw, sequences: int, prefix_tokens: Int64s, seed: int) -> Core:
-    """Nothing running, nothing waiting, places for ``sequences``. ``prefix_tokens``: as `paged` takes them."""
+def core(
+    limits: Limits, law: StepLaw, sequences: int, prefix_tokens: Int64s, seed: int, *, known_blocks: int = 0
+) -> Core:
+    """Nothing running, nothing waiting, places for ``sequences``; the rest as `paged` takes it."""
     counts = np.zeros(11, np.int64)
     mixed = np.random.SeedSequence(seed).generate_state(2)
     counts[RANDOM_A] = 1 + int(mixed[0]) % (MODULUS_A - 1)
@@ -112,7 +115,7 @@ def core(limits: Limits, law: StepLaw, sequences: int, prefix_tokens: Int64s, se
     return Core(
         limits=limits,
         law=law,
-        kv=paged(limits.blocks, limits.block_tokens, sequences, prefix_tokens),
+        kv=paged(limits.blocks, limits.block_tokens, sequences, prefix_tokens, known_blocks),
         counts=counts,
         load=np.zeros(6, np.int64),
         prompt_tokens=np.zeros(sequences, np.int64),
@@ -420,9 +423,18 @@ class Scheduler:
     ``prefix_tokens``: (prefixes,) the longest that each prefix may become.
     """
 
-    def __init__(self, limits: Limits, law: StepLaw, sequences: int, prefix_tokens: Int64s, seed: int = 0) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        law: StepLaw,
+        sequences: int,
+        prefix_tokens: Int64s,
+        seed: int = 0,
+        *,
+        known_blocks: int = 0,
+    ) -> None:
         self.limits = limits
-        self._core = core(limits, law, sequences, prefix_tokens, seed)
+        self._core = core(limits, law, sequences, prefix_tokens, seed, known_blocks=known_blocks)
 
     @property
     def has_work(self) -> bool:
@@ -441,6 +453,20 @@ class Scheduler:
         st.prefix_tokens[sequence] = prefix_tokens
         enqueue(st, sequence)
         return True
+
+    def enqueue_prompt(self, sequence: int, prompt_tokens: int, output_tokens: int, blocks: Sequence[int]) -> bool:
+        """As `enqueue`, for a prompt whose full blocks are known: equal number, equal tokens from its begin on.
+
+        Only where there are as many prefixes as sequences, and ``known_blocks``.
+        """
+        kv = self._core.kv
+        start = kv.starts[sequence]
+        kv.chain[start : start + len(blocks)] = blocks
+        return self.enqueue(sequence, prompt_tokens, output_tokens, sequence, len(blocks) * kv.block_tokens)
+
+    def found_tokens(self, sequence: int) -> int:
+        """Of a sequence that runs: how many of its tokens were in the cache when it began."""
+        return int(self._core.kv.found[sequence]) * self._core.kv.block_tokens
 
     def withdraw(self, sequence: int) -> None:
         withdraw(self._core, sequence)
