@@ -95,6 +95,7 @@ class Core(NamedTuple):
     prefix: Int64s  # (n,) -1: none
     prefix_tokens: Int64s  # (n,) how much of prompt and answer is that prefix
     computed: Int64s  # (n,) tokens whose keys and values are there
+    reused: Int64s  # (n,) tokens that were there when it last began
     generated: Int64s  # (n,)
     waiting: Int64s  # (n,) a ring
     running: Int64s  # (max_num_seqs,) in order of arrival
@@ -123,6 +124,7 @@ def core(
         prefix=np.full(sequences, -1, np.int64),
         prefix_tokens=np.zeros(sequences, np.int64),
         computed=np.zeros(sequences, np.int64),
+        reused=np.zeros(sequences, np.int64),
         generated=np.zeros(sequences, np.int64),
         waiting=np.zeros(sequences, np.int64),
         running=np.zeros(seats, np.int64),
@@ -260,6 +262,7 @@ def _admit(core: Core) -> None:
             hold(core.kv, sequence, core.prefix[sequence], found)
             core.counts[FOUND_TOKENS] += there
         core.computed[sequence] = there
+        core.reused[sequence] = there
         _give(core, sequence, new, 0, more)
 
 
@@ -464,9 +467,9 @@ class Scheduler:
         kv.chain[start : start + len(blocks)] = blocks
         return self.enqueue(sequence, prompt_tokens, output_tokens, sequence, len(blocks) * kv.block_tokens)
 
-    def found_tokens(self, sequence: int) -> int:
-        """Of a sequence that runs: how many of its tokens were in the cache when it began."""
-        return int(self._core.kv.found[sequence]) * self._core.kv.block_tokens
+    def reused_tokens(self, sequence: int) -> int:
+        """How many of its tokens were in the cache when it last began."""
+        return int(self._core.reused[sequence])
 
     def withdraw(self, sequence: int) -> None:
         withdraw(self._core, sequence)
