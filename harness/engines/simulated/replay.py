@@ -22,7 +22,7 @@ def requests_of(schedule: Schedule, workload: Workload) -> Requests:
         arrival_s=np.array([r.t_int_ns / NS_PER_S for r in schedule.requests]),
         prompt_tokens=np.array([r.prompt_tokens for r in schedule.requests], np.int64),
         output_tokens=np.array([r.output_tokens for r in schedule.requests], np.int64),
-        prefix=np.array([-1 if n == 0 else numbers.setdefault(what, len(numbers)) for what, n in shared], np.int64),
+        prefix=np.array([numbers.setdefault(what, len(numbers)) for what, _ in shared], np.int64),
         prefix_tokens=np.array([n for _, n in shared], np.int64),
     )
 
@@ -34,4 +34,4 @@ def _shared(request: ScheduledRequest, traffic: Traffic) -> tuple[object, int]:
     if traffic.prefix is not None:
         n = traffic.prefix.tokens
         return ("prefix", hash(tuple(request.prompt.split(" ", n + 1)[1 : n + 1]))), n
-    return None, 0
+    return ("alone", request.index), request.prompt_tokens  # found again after a preemption
