@@ -29,13 +29,18 @@ class Paged(NamedTuple):
     block_tokens: int
     counts: Int64s  # (2,): blocks that are free; most that were ever held
     blocks: Int32s  # (blocks + 1, 4)
-    shared: Int32s  # (sum of the prefixes' blocks,) the block that has it
-    starts: Int64s  # (prefixes + 1,) where each prefix begins in `shared`
+    shared: Int32s  # (known blocks,) the block that has it
+    chain: Int64s  # (sum of the prefixes' blocks,) place in `shared` of each block of each prefix
+    starts: Int64s  # (prefixes + 1,) where each prefix begins in `chain`
     held: Int32s  # (sequences, 3); those found come before those taken
 
 
-def paged(blocks: int, block_tokens: int, sequences: int, prefix_tokens: Int64s) -> Paged:
-    """An empty cache. ``prefix_tokens``: (prefixes,) the longest that each may become."""
+def paged(blocks: int, block_tokens: int, sequences: int, prefix_tokens: Int64s, known_blocks: int = 0) -> Paged:
+    """An empty cache. ``prefix_tokens``: (prefixes,) the longest that each may become.
+
+    known_blocks: 0: no two prefixes have a block in common. Otherwise whoever enqueues writes into `chain` which of
+    so many known blocks a prefix consists of: prefixes may begin alike.
+    """
     ring = np.arange(blocks + 1, dtype=np.int32)
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(prefix_tokens // block_tokens)])
     rows = [np.zeros_like(ring), np.roll(ring, 1), np.roll(ring, -1), np.full_like(ring, -1)]
@@ -43,7 +48,8 @@ def paged(blocks: int, block_tokens: int, sequences: int, prefix_tokens: Int64s)
         block_tokens=block_tokens,
         counts=np.array([blocks, 0], np.int64),
         blocks=np.ascontiguousarray(np.stack(rows, axis=1)),
-        shared=np.full(int(starts[-1]), -1, np.int32),
+        shared=np.full(known_blocks or int(starts[-1]), -1, np.int32),
+        chain=np.arange(starts[-1]),
         starts=starts,
         held=np.tile(np.array([-1, 0, 0], np.int32), (sequences, 1)),
     )
@@ -55,7 +61,7 @@ def lookup(kv: Paged, prefix: int, most: int) -> int:
     start = kv.starts[prefix]
     most = min(most, kv.starts[prefix + 1] - start)
     n = 0
-    while n < most and kv.shared[start + n] >= 0:
+    while n < most and kv.shared[kv.chain[start + n]] >= 0:
         n += 1
     return n
 
@@ -66,7 +72,7 @@ def unheld(kv: Paged, prefix: int, n: int) -> int:
     start = kv.starts[prefix]
     count = 0
     for i in range(n):
-        count += kv.blocks[kv.shared[start + i], HOLDERS] == 0
+        count += kv.blocks[kv.shared[kv.chain[start + i]], HOLDERS] == 0
     return count
 
 
@@ -76,7 +82,7 @@ def hold(kv: Paged, sequence: int, prefix: int, n: int) -> None:
     blocks = kv.blocks
     start = kv.starts[prefix]
     for i in range(n):
-        block = kv.shared[start + i]
+        block = kv.shared[kv.chain[start + i]]
         if blocks[block, HOLDERS] == 0:
             blocks[blocks[block, BEFORE], AFTER] = blocks[block, AFTER]
             blocks[blocks[block, AFTER], BEFORE] = blocks[block, BEFORE]
@@ -117,9 +123,9 @@ def publish(kv: Paged, sequence: int, prefix: int, first: int, end: int) -> None
     index = found + kv.held[sequence, TAKEN] - 1
     block = kv.held[sequence, NEWEST]
     while index >= max(first, found):
-        if index < end and kv.shared[start + index] < 0:
-            kv.shared[start + index] = block
-            blocks[block, ENTRY] = start + index
+        if index < end and kv.shared[kv.chain[start + index]] < 0:
+            kv.shared[kv.chain[start + index]] = block
+            blocks[block, ENTRY] = kv.chain[start + index]
         block = blocks[block, AFTER]
         index -= 1
 
@@ -134,7 +140,7 @@ def release(kv: Paged, sequence: int, prefix: int) -> None:
         kv.counts[FREE] += _let_go(blocks, block)
         block = older
     for i in range(kv.held[sequence, FOUND] - 1, -1, -1):
-        kv.counts[FREE] += _let_go(blocks, kv.shared[kv.starts[prefix] + i])
+        kv.counts[FREE] += _let_go(blocks, kv.shared[kv.chain[kv.starts[prefix] + i]])
     kv.held[sequence, NEWEST] = -1
     kv.held[sequence, TAKEN] = 0
     kv.held[sequence, FOUND] = 0

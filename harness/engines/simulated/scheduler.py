@@ -12,6 +12,7 @@ for the server. The rules are vLLM V1's (`vllm/v1/core/sched/scheduler.py`):
 Without chunked prefill a prompt is taken whole, and first: a step that holds prompts holds nothing else (vLLM V0).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -95,13 +96,16 @@ class Core(NamedTuple):
     counts: Int64s  # (12,)
     load: Int64s  # (6,)
     sequences: Int64s  # (n, 6)
+    reused: Int64s  # (n,) tokens that were in the cache when it last began
     waiting: Int64s  # (n,) a ring
     running: Int64s  # (max_num_seqs,) in order of arrival
     given: Int64s  # (max_num_seqs, 3)
 
 
-def core(limits: Limits, law: StepLaw, sequences: int, prefix_tokens: Int64s, seed: int) -> Core:
-    """Nothing running, nothing waiting, places for ``sequences``. ``prefix_tokens``: as `paged` takes them."""
+def core(
+    limits: Limits, law: StepLaw, sequences: int, prefix_tokens: Int64s, seed: int, *, known_blocks: int = 0
+) -> Core:
+    """Nothing running, nothing waiting, places for ``sequences``; the rest as `paged` takes it."""
     counts = np.zeros(12, np.int64)
     mixed = np.random.SeedSequence(seed).generate_state(2)
     counts[RANDOM_A] = 1 + int(mixed[0]) % (MODULUS_A - 1)
@@ -109,10 +113,11 @@ def core(limits: Limits, law: StepLaw, sequences: int, prefix_tokens: Int64s, se
     return Core(
         limits=limits,
         law=law,
-        kv=paged(limits.blocks, limits.block_tokens, sequences, prefix_tokens),
+        kv=paged(limits.blocks, limits.block_tokens, sequences, prefix_tokens, known_blocks),
         counts=counts,
         load=np.zeros(6, np.int64),
         sequences=np.zeros((sequences, 6), np.int64),
+        reused=np.zeros(sequences, np.int64),
         waiting=np.zeros(sequences, np.int64),
         running=np.zeros(limits.max_num_seqs, np.int64),
         given=np.zeros((limits.max_num_seqs, 3), np.int64),
@@ -307,6 +312,7 @@ def _admit(core: Core) -> None:
         take(kv, sequence, more)
         core.counts[FOUND_TOKENS] += there
         core.sequences[sequence, COMPUTED] = there
+        core.reused[sequence] = there
         _publish(core, sequence, there, there + new)
         _give(core.sequences, core.given, load, (sequence, new, 0))
 
@@ -478,9 +484,18 @@ class Scheduler:
     ``prefix_tokens``: (prefixes,) the longest that each prefix may become.
     """
 
-    def __init__(self, limits: Limits, law: StepLaw, sequences: int, prefix_tokens: Int64s, seed: int = 0) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        law: StepLaw,
+        sequences: int,
+        prefix_tokens: Int64s,
+        seed: int = 0,
+        *,
+        known_blocks: int = 0,
+    ) -> None:
         self.limits = limits
-        self._core = core(limits, law, sequences, prefix_tokens, seed)
+        self._core = core(limits, law, sequences, prefix_tokens, seed, known_blocks=known_blocks)
 
     @property
     def has_work(self) -> bool:
@@ -495,6 +510,20 @@ class Scheduler:
         self._core.sequences[sequence] = (prompt_tokens, output_tokens, prefix, prefix_tokens, 0, 0)
         enqueue(self._core, sequence)
         return True
+
+    def enqueue_prompt(self, sequence: int, prompt_tokens: int, output_tokens: int, blocks: Sequence[int]) -> bool:
+        """As `enqueue`, for a prompt whose full blocks are known: equal number, equal tokens from its begin on.
+
+        Only where there are as many prefixes as sequences, and ``known_blocks``.
+        """
+        kv = self._core.kv
+        start = kv.starts[sequence]
+        kv.chain[start : start + len(blocks)] = blocks
+        return self.enqueue(sequence, prompt_tokens, output_tokens, sequence, len(blocks) * kv.block_tokens)
+
+    def reused_tokens(self, sequence: int) -> int:
+        """How many of its tokens were in the cache when it last began."""
+        return int(self._core.reused[sequence])
 
     def withdraw(self, sequence: int) -> None:
         withdraw(self._core, sequence)
