@@ -69,6 +69,8 @@ class Requests:
             raise ValueError(f"arrays must have one length, got {len(self.arrival_s)} arrivals and {sorted(lengths)}")
         if np.any(np.diff(self.arrival_s) < 0):
             raise ValueError("arrival_s must not fall")
+        if np.any(self.prefix < -1):
+            raise ValueError(f"prefix must be a number from 0, or -1 for none, got {self.prefix.min()}")
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -108,7 +110,10 @@ def serve(law: Serving, requests: Requests, seed: int = 0) -> Served:
     for replica in range(law.replicas):
         mine = slice(replica, n, law.replicas)
         core = _prepared(law, requests, mine, seed + replica)
-        busy += _run(core, requests.arrival_s[mine], first[mine], done[mine])
+        arrival = np.ascontiguousarray(requests.arrival_s[mine], np.float64)
+        times = np.full((len(arrival), 2), np.inf)
+        busy += _run(core, arrival, times)
+        first[mine], done[mine] = times.T
         counts += core.counts[: len(counts)]
         peak = max(peak, int(core.kv.counts[USED_MOST]))
         free += int(core.kv.counts[FREE])
@@ -148,8 +153,8 @@ def _prepared(law: Serving, requests: Requests, mine: slice, seed: int) -> Core:
 
 
 @compiled
-def _run(core: Core, arrival_s: Floats, first_s: Floats, done_s: Floats) -> float:
-    """Fills ``first_s`` and ``done_s``; returns the seconds in which the engine was not idle."""
+def _run(core: Core, arrival_s: Floats, times_s: Floats) -> float:
+    """Fills ``times_s``, (n, 2), with first and last tokens; returns the seconds in which the engine was not idle."""
     sequences, given, load = core.sequences, core.given, core.load
     now, idle = 0.0, 0.0
     coming = 0
@@ -175,9 +180,9 @@ def _run(core: Core, arrival_s: Floats, first_s: Floats, done_s: Floats) -> floa
             sequence, out = given[i, WHO], given[i, OUT]
             generated = sequences[sequence, GENERATED]
             if out > 0 and generated == out:
-                first_s[sequence] = now
+                times_s[sequence, 0] = now
             if generated == sequences[sequence, OUTPUT]:
-                done_s[sequence] = now
+                times_s[sequence, 1] = now
 
 
 def draw(
