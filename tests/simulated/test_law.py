@@ -7,7 +7,7 @@ import pytest
 
 from harness.engines.simulated import hardware
 from harness.engines.simulated.law import GIB, Law, Settings, plan_memory
-from harness.engines.simulated.scheduler import StepLaw, graph_size, step_seconds
+from harness.engines.simulated.steps import StepLaw, graph_size, step_seconds
 from harness.errors import ConfigurationImpossible
 from scenarios.errors import UserError
 

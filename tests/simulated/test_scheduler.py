@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.engines.simulated.scheduler import Limits, Scheduler, StepLaw, core
-from harness.engines.simulated.scheduler import _acceptance as acceptance
-from harness.engines.simulated.scheduler import _accepted as accepted
+from harness.engines.simulated.core import Limits
+from harness.engines.simulated.scheduler import Scheduler
+from harness.engines.simulated.steps import StepLaw, acceptance, accepted, generator
 
 LIMITS = Limits(
     max_num_seqs=4,
@@ -180,8 +180,8 @@ def test_who_is_withdrawn_leaves_no_trace():
 
 def test_a_drafted_token_is_accepted_if_all_before_it_are():
     """Over 20,000 draws the counts of 0 … 3 accepted fit the geometric law, cut off at 3 (chi-squared)."""
-    counts = core(LIMITS, SECOND, 1, np.zeros(0, np.int64), seed=5).counts
-    seen = np.bincount([accepted(counts, 3, 0.6) for _ in range(20_000)], minlength=4)
+    random = generator(5)
+    seen = np.bincount([accepted(random, 3, 0.6) for _ in range(20_000)], minlength=4)
     expected = 20_000 * np.array([0.4, 0.6 * 0.4, 0.36 * 0.4, 0.216])
     assert stats.chisquare(seen, expected).pvalue > 1e-3
     assert stats.chisquare(seen, 20_000 * np.array([0.42, 0.58 * 0.42, 0.58**2 * 0.42, 0.58**3])).pvalue < 1e-3

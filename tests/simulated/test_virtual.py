@@ -32,6 +32,15 @@ def test_what_is_too_long_is_rejected_and_what_has_one_token_has_no_time_per_tok
     assert np.isnan(short.tpot_s[0])
 
 
+def test_an_engine_that_is_stopped_has_done_what_it_would_have_done_by_then():
+    law = Law(Settings(), H100, MIDDLE, 8192)
+    requests = draw(500, 10.0, np.random.default_rng(1))
+    whole, part = serve(law, requests), serve(law, requests, until_s=20.0)
+    assert np.array_equal(part.done_s[whole.done_s <= 20], whole.done_s[whole.done_s <= 20])
+    assert np.isinf(part.done_s[whole.done_s > 21]).all()
+    assert part.busy_s <= 21
+
+
 def test_two_replicas_are_two_engines_with_every_other_request():
     requests = draw(2000, 30.0, np.random.default_rng(1))
     both = serve(Law(Settings(accelerators=2), H100, MIDDLE, 8192), requests)

@@ -6,8 +6,9 @@ Knows nothing of queues or requests. Formulas, units and what is left out: docs/
 from dataclasses import dataclass
 from typing import Literal
 
+from harness.engines.simulated.core import Limits
 from harness.engines.simulated.hardware import Accelerator, ModelShape
-from harness.engines.simulated.scheduler import Limits, StepLaw, graph_size
+from harness.engines.simulated.steps import StepLaw, graph_size
 from harness.errors import ConfigurationImpossible
 
 Weights = Literal["bf16", "fp8", "int4"]
