@@ -125,6 +125,21 @@ def test_a_prompt_that_is_nothing_but_prefix_still_computes_its_last_block():
     assert made.counters.computed_tokens == 16 + 4
 
 
+def test_what_others_hold_already_takes_nothing_from_the_free_blocks():
+    made = scheduler((20, 4, 0, 16), blocks=7, prefixes=[16])
+    made.step()
+    assert made.enqueue(1, 18, 2, 0, 16)
+    assert gave(made) == {0: 1, 1: 1}  # seven blocks: five, then one more for each
+
+
+def test_what_is_found_among_the_free_blocks_is_not_free_for_the_rest():
+    made = scheduler((17, 1, 0, 16), (12, 4), blocks=8, prefixes=[16], max_num_batched_tokens=64)
+    assert gave(made) == {0: 1, 1: 1}
+    assert made.enqueue(2, 20, 1, 0, 16)  # four found and one more: five of the five that are free
+    assert made.enqueue(3, 1, 1)
+    assert gave(made) == {1: 1}  # whose fourth block comes first
+
+
 def test_an_answer_may_be_found_by_the_next_turn():
     """A conversation: the second prompt begins with the first one and what was said to it."""
     made = scheduler((8, 9, 0, 16), prefixes=[32])
