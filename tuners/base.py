@@ -3,6 +3,7 @@
 Knows nothing of engines, load or how a trial is run.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from harness.measurement import Record
@@ -25,13 +26,22 @@ class Trial(Record):
     state: State
     score: float | None
     constraints: dict[str, float]
-    seconds: float
+    seconds: float  # wall-clock: launch, quality screen and load
+    launch_s: float | None = None  # the part of it until the engine answered; None: it never did
     failure: str | None = None  # failure class
     why: str = ""  # one sentence for people: what became of it
 
     @property
     def feasible(self) -> bool:
         return self.state == "complete" and all(v <= 0 for v in self.constraints.values())
+
+
+Possible = Callable[[ServingConfig], bool]
+
+
+def everything(config: ServingConfig) -> bool:  # noqa: ARG001 - the shape of Possible
+    """No configuration is known to be impossible."""
+    return True
 
 
 class Tuner(Protocol):
@@ -42,5 +52,8 @@ class Tuner(Protocol):
 
     def __init__(self, space: SearchSpace, seed: int) -> None: ...
 
-    def ask(self, history: list[Trial]) -> ServingConfig | None:
-        """The next configuration to try; None when the space is exhausted. Never one already in history."""
+    def ask(self, history: list[Trial], possible: Possible = everything) -> ServingConfig | None:
+        """The next configuration to try; None when the space is exhausted. Never one already in history.
+
+        Never one that is not ``possible``: what a plan, made without launching anything, already rules out.
+        """

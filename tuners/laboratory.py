@@ -139,6 +139,7 @@ class Laboratory:
                     score=evaluation.score if evaluation else None,
                     constraints=constraints,
                     seconds=0.0,
+                    launch_s=s.running.cold_start_s,
                     why=evaluation.why if evaluation else "; ".join(quality.reasons if quality else ()),
                 ),
                 folder=self._relative(folder),

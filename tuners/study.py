@@ -25,11 +25,9 @@ from scenarios.space import SearchSpace, ServingConfig
 from scenarios.spec import Scenario
 from tuners import answer, select
 from tuners.base import Trial, Tuner
-from tuners.laboratory import infeasible
 from tuners.results import Certification, FinalsRun, Reference, StudyStart, TrialResult, Winner
 
 CERTIFY_SHARES = (0.6, 0.45)  # of the capacity: at the capacity itself a P95 promise is a coin toss
-UNLAUNCHED_PROPOSALS = 200  # configurations that cannot be planned, before the search gives up asking
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -141,15 +139,14 @@ class Study:
         """The control, then the tuner's proposals, until the budget is spent, the goal met or the space tried."""
         budget = self.scenario.budget
         results: list[TrialResult] = []
-        unlaunched: list[Trial] = []
         while len(results) <= budget.trials:
             number = len(results)
             if results and (reason := self._enough(results)):
                 self.observer.note(reason)
                 break
-            config = self._propose(results, unlaunched)
+            config = self._propose(results)
             if config is None:
-                self.observer.note("every configuration of the space has been tried")
+                self.observer.note("every configuration that can be planned has been tried")
                 break
             self.observer.progress(number, budget.trials + 1)
             self.observer.note(f"trial {number:03d}: {describe(config, self.space)}")
@@ -176,21 +173,19 @@ class Study:
             return f"trial {last.trial.number:03d} meets every target: nothing more was asked"
         return None
 
-    def _propose(self, results: list[TrialResult], unlaunched: list[Trial]) -> ServingConfig | None:
-        """The control first; then the tuner's next that can be planned. What cannot is told to it, unlaunched."""
+    def _propose(self, results: list[TrialResult]) -> ServingConfig | None:
+        """The control first; then the tuner's next of those that can be planned."""
         if not results:
             return self.space.default()
-        for _ in range(UNLAUNCHED_PROPOSALS):
-            config = self.tuner.ask([*(r.trial for r in results), *unlaunched])
-            if config is None:
-                return None
-            try:
-                self.laboratory.subject.plan(config)
-            except ConfigurationImpossible as err:
-                unlaunched.append(infeasible(len(results), config, "impossible", str(err)))
-                continue
-            return config
-        return None
+        return self.tuner.ask([r.trial for r in results], self._possible)
+
+    def _possible(self, config: ServingConfig) -> bool:
+        """Whether a launch of ``config`` can be planned: otherwise it is known to fail, and never paid for."""
+        try:
+            self.laboratory.subject.plan(config)
+        except ConfigurationImpossible:
+            return False
+        return True
 
     def _finals(self, ledger: Ledger, results: list[TrialResult], entrants: list[Trial]) -> list[FinalsRun]:
         """Blocks of all entrants on held-out seeds, in alternating order so that drift of the host cancels."""
