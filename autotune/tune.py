@@ -12,6 +12,8 @@ from autotune.console import JsonOption, emit_json, err, next_step, out
 from autotune.runs import make_folder, study_folder
 
 if TYPE_CHECKING:
+    from autotune.live import Watch
+    from scenarios.space import SearchSpace
     from scenarios.spec import Scenario
 
 DURATION_UNITS_S = {"s": 1, "m": 60, "h": 3600}
@@ -58,10 +60,7 @@ def tune(
             make_folder(folder)
             subject = prepare(wanted, folder, watch, build=True)
             space = subject.space().narrowed(wanted.search.knobs)
-            if not space.free:
-                raise UserError(
-                    f"{wanted.engine.name}: no knob has more than one value: nothing to tune; use `autotune bench`"
-                )
+            _check(space, watch)
             make = plugins.load("tuners", wanted.search.tuner)
             laboratory = Laboratory(subject, space)
             study = Study(
@@ -94,6 +93,16 @@ def tune(
         next_step(f"open {page}" if winner.outcome != "none_feasible" else "relax the slo, or widen search.knobs")
     if winner.outcome == "none_feasible":
         raise typer.Exit(1)
+
+
+def _check(space: "SearchSpace", watch: "Watch") -> None:
+    """Says what is left out. Raises UserError where nothing is left to tune."""
+    from scenarios.errors import UserError
+
+    for notice in space.notices:
+        watch.note(notice)
+    if not space.free:
+        raise UserError(f"{space.engine}: no knob has more than one value: nothing to tune; use `autotune bench`")
 
 
 def _overridden(scenario: "Scenario", **sections: Mapping[str, object]) -> "Scenario":
