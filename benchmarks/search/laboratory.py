@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.bench import Subject
-from harness.engines.base import HostLimits, ResolvedModel
+from harness.engines.base import HostLimits
 from harness.errors import TrialInfeasible
 from harness.measurement import Audit, EngineIdentity, Estimate, Measurement, QualityVerdict, Telemetry
 from harness.observe import Target
 from scenarios.space import ServingConfig
-from search.prober import VirtualProber
-from search.traffic import Traffic
+from search.prober import Memory, VirtualProber
 from search.worlds import World
 from tuners import capacity
 from tuners.base import Trial
@@ -67,7 +66,7 @@ class VirtualLaboratory:
     seed: int
     root: Path
     rules: Rules = Rules()
-    traffic: dict[int, Traffic] = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory)
     compiled: set[tuple[object, ...]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -76,7 +75,7 @@ class VirtualLaboratory:
             scenario=scenario,
             engine=Planner(self.world, off=not self.rules.planner),  # type: ignore[arg-type]
             engine_version="simulated",
-            model=ResolvedModel(scenario.model, scenario.model.label, ""),
+            model=self.world.model,
             host=HostLimits(1, 1),
             root=self.root,
             observer=Quiet(),
@@ -88,7 +87,7 @@ class VirtualLaboratory:
 
     def reference(self) -> Reference:
         """The defaults, alone: outside every budget, the same for whoever searches."""
-        prober = VirtualProber(self.world, self.world.law(self.world.space.default()), self.traffic, self.seed)
+        prober = VirtualProber(self.world, self.world.law(self.world.space.default()), self.memory, self.seed)
         latency_s = prober.alone_s()
         return Reference(
             identity=self._identity(self.world.space.default()),
@@ -144,7 +143,7 @@ class VirtualLaboratory:
         """Never asked: no scenario here has a quality task."""
         raise NotImplementedError
 
-    def certify(self, trial: Trial, rate_rps: float, attempt: int) -> Certification:
+    def certify(self, trial: Trial, rate_rps: float, attempt: int) -> Certification:  # noqa: ARG002 - the contract's shape
         """Nothing is deployed here."""
         raise TrialInfeasible("not certified in virtual time")
 
@@ -171,7 +170,7 @@ class VirtualLaboratory:
         best_rps: float | None = None,
     ) -> tuple[Capacity, float]:
         """The capacity on a running engine, and the seconds of warm-up and load."""
-        prober = VirtualProber(self.world, self.world.law(config), self.traffic, seed)
+        prober = VirtualProber(self.world, self.world.law(config), self.memory, seed)
         budget = self.world.scenario.budget
         found = capacity.estimate(prober, holds=budget.holds, guess_rps=guess_rps, near=near, best_rps=best_rps)
         return found, budget.warmup_s + prober.elapsed_s

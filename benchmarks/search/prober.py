@@ -5,14 +5,16 @@ seconds. Knows nothing of launches, trials or searching.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.bench import FEWEST_REQUESTS
 from harness.engines.simulated.law import Law
-from harness.engines.simulated.virtual import Requests, serve
+from harness.engines.simulated.virtual import Requests, Served, serve
 from harness.judge import allowed_misses
 from harness.stats.steady import steadiness
 from search.traffic import Traffic
@@ -23,8 +25,10 @@ from tuners.evaluate import FIRST_REQUESTS, WAITED_FOR
 from tuners.results import Probe
 
 Floats = NDArray[np.float64]
+T = TypeVar("T")
 
 RAMP_DRAIN_S, PATIENCE_S = 1.0, 2.0  # as in harness.bench: after the last request; beyond the slowest target
+RAMP_LOOKS = (0.5, 0.75, 1.0)  # of its duration: cut at the first at which enough has missed
 ALONE, ALONE_RPS, ALONE_REQUESTS = 950, 1e-3, 24  # seed, rate and number of requests that meet no other
 
 
@@ -40,6 +44,14 @@ class Run:
 
 
 @dataclass(slots=True)
+class Memory:
+    """What was served before, by everything that decides over it: studies of equal traffic need not serve it again."""
+
+    traffic: dict[int, Traffic] = field(default_factory=dict)
+    runs: dict[tuple[object, ...], tuple[object, float, dict[str, float]]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class VirtualProber:
     """`capacity.Prober`. ``seed``: of the study's traffic; runs have seeds of their own, the same in every trial.
 
@@ -48,7 +60,7 @@ class VirtualProber:
 
     world: World
     law: Law
-    traffic: dict[int, Traffic]
+    memory: Memory
     seed: int
     adaptive: bool = True
     elapsed_s: float = 0.0
@@ -65,30 +77,55 @@ class VirtualProber:
 
     def alone_s(self) -> dict[str, float]:
         """Median latencies of an idle engine."""
-        run = self._run(self._traffic(ALONE).hold(ALONE_RPS, ALONE_REQUESTS / ALONE_RPS))
+        run = self._run(self._traffic(ALONE).hold(ALONE_RPS, ALONE_REQUESTS / ALONE_RPS), math.inf)
         return {metric: float(np.nanmedian(values)) for metric, values in run.latency_s.items()}
 
     def ramp(self, start_rps: float, end_rps: float, attempt: int) -> capacity.Ramp:
+        return self._once(("ramp", start_rps, end_rps, attempt), lambda: self._ramp(start_rps, end_rps, attempt))
+
+    def hold(self, rate_rps: float, attempt: int) -> Probe:
+        return self._once(("hold", rate_rps, attempt, self.adaptive), lambda: self._hold(rate_rps, attempt))
+
+    def _once(self, asked: tuple[object, ...], work: Callable[[], T]) -> T:
+        key = (self.world.name, self.law.settings, self.seed, *asked)
+        if key not in self.memory.runs:
+            before_s, known = self.elapsed_s, self.idle_s
+            self.idle_s = {}
+            result = work()
+            self.memory.runs[key] = result, self.elapsed_s - before_s, self.idle_s
+            self.elapsed_s, self.idle_s = before_s, known
+        result, seconds, idle_s = cast("tuple[T, float, dict[str, float]]", self.memory.runs[key])
+        self.elapsed_s += seconds
+        self.idle_s = {m: min(s, self.idle_s.get(m, s)) for m, s in {**self.idle_s, **idle_s}.items()}
+        return result
+
+    def _ramp(self, start_rps: float, end_rps: float, attempt: int) -> capacity.Ramp:
         mean_rps = (end_rps - start_rps) / math.log(end_rps / start_rps)
         seconds = max(self.world.scenario.budget.ramp_s, FEWEST_REQUESTS / mean_rps)
-        run = self._run(self._traffic(attempt).ramp(start_rps, end_rps, seconds))
-        most = max(8, len(run.missed) // 5)
-        end_s = _nth(run.known_s[run.missed], most)
-        self.elapsed_s += min(end_s, seconds + RAMP_DRAIN_S)
+        requests = self._traffic(attempt).ramp(start_rps, end_rps, seconds)
+        most = max(8, len(requests) // 5)
+        for share in RAMP_LOOKS:  # what is due later changes nothing before
+            until_s = share * seconds + (RAMP_DRAIN_S if share == 1 else 0.0)
+            run = self._run(_due_by(requests, until_s), until_s)
+            end_s = _nth(run.known_s[run.missed], most)
+            if end_s <= until_s:
+                break
+        end_s = min(end_s, until_s)
+        self.elapsed_s += end_s
         told = run.known_s <= end_s
         growth = math.log(end_rps / start_rps) / seconds
         rates_rps = start_rps * np.exp(growth * run.requests.arrival_s)
         return capacity.Ramp(rates_rps[told], run.missed[told], growth)
 
-    def hold(self, rate_rps: float, attempt: int) -> Probe:
+    def _hold(self, rate_rps: float, attempt: int) -> Probe:
         budget = self.world.scenario.budget
         warmup_s = budget.warmup_s
         end_s = warmup_s + max(budget.hold_s, FEWEST_REQUESTS / rate_rps)
-        run = self._run(self._traffic(10 + attempt).hold(rate_rps, end_s))
+        latest_s = end_s + PATIENCE_S + max(target_s for target_s, _ in self.world.targets_s.values())
+        run = self._run(self._traffic(10 + attempt).hold(rate_rps, end_s), latest_s)
         judged = run.requests.arrival_s >= warmup_s
         now_s = self._certain_s(run, judged) if self.adaptive else math.inf
         cut_short = math.isfinite(now_s)
-        latest_s = end_s + PATIENCE_S + max(target_s for target_s, _ in self.world.targets_s.values())
         if not cut_short:
             now_s = min(latest_s, max(end_s, float(run.done_s.max(initial=0.0))))
         self.elapsed_s += now_s
@@ -147,13 +184,13 @@ class VirtualProber:
 
     def _traffic(self, offset: int) -> Traffic:
         seed = self.seed + offset
-        if seed not in self.traffic:
-            self.traffic[seed] = Traffic(self.world.scenario.workload, seed)
-        return self.traffic[seed]
+        if seed not in self.memory.traffic:
+            self.memory.traffic[seed] = Traffic(self.world.scenario.workload, seed)
+        return self.memory.traffic[seed]
 
-    def _run(self, requests: Requests) -> Run:
-        served = serve(self.law, requests, self.seed)
-        latency_s = latencies_s(requests, served.first_token_s, served.done_s, served.tpot_s)
+    def _run(self, requests: Requests, until_s: float) -> Run:
+        served = serve(self.law, requests, self.seed, until_s)
+        latency_s = latencies_s(requests, served)
         missed = np.zeros(len(requests), dtype=bool)
         known_s = served.done_s
         for metric, (target_s, _) in self.world.targets_s.items():
@@ -168,14 +205,24 @@ class VirtualProber:
         return Run(requests, latency_s, missed, known_s, served.done_s)
 
 
-def latencies_s(requests: Requests, first_token_s: Floats, done_s: Floats, tpot_s: Floats) -> dict[str, Floats]:
-    """Per metric and request. A rejected request misses all: inf."""
-    rejected = ~np.isfinite(done_s)
+def latencies_s(requests: Requests, served: Served) -> dict[str, Floats]:
+    """Per metric and request. An answer that never ended has inf, but for its time per token: nan."""
     return {
-        "ttft": first_token_s - requests.arrival_s,
-        "tpot": np.where(rejected, np.inf, tpot_s),
-        "e2e": done_s - requests.arrival_s,
+        "ttft": served.first_token_s - requests.arrival_s,
+        "tpot": served.tpot_s,
+        "e2e": served.done_s - requests.arrival_s,
     }
+
+
+def _due_by(requests: Requests, until_s: float) -> Requests:
+    n = int(np.searchsorted(requests.arrival_s, until_s, side="right"))
+    return Requests(
+        requests.arrival_s[:n],
+        requests.prompt_tokens[:n],
+        requests.output_tokens[:n],
+        requests.prefix[:n],
+        requests.prefix_tokens[:n],
+    )
 
 
 def _nth(times_s: Floats, n: int) -> float:

@@ -8,29 +8,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from harness.engines.base import LaunchPlan
-from harness.engines.simulated import hardware
-from harness.engines.simulated.law import PROCESS_S, Law, Settings
+from harness.engines.base import HostLimits, LaunchPlan, ResolvedModel
+from harness.engines.simulated import adapter, hardware
+from harness.engines.simulated.adapter import Simulated
+from harness.engines.simulated.law import PROCESS_S, Law
 from harness.errors import ConfigurationImpossible
 from scenarios import load
-from scenarios.space import Effect, Knob, SearchSpace, ServingConfig, Value
+from scenarios.space import SearchSpace, ServingConfig
 from scenarios.spec import Scenario
 
 NAMES = ("chat", "rag", "code", "agents", "batch")
 VALIDATED_S = 1.0  # of a launch whose flags contradict one another: the process ends after reading them
-
-_EFFECTS: dict[str, Effect] = {
-    "weights": "precision",
-    "kv_cache_dtype": "precision",
-    "gpu_memory_utilization": "memory",
-    "block_size": "memory",
-    "tensor_parallel": "compute",
-    "enforce_eager": "compute",
-    "speculation": "speculation",
-    "speculative_tokens": "speculation",
-}
-_RECOMPILES = {"weights", "kv_cache_dtype", "tensor_parallel", "max_num_batched_tokens", "speculation", "enforce_eager"}
-_KNOBS = [name for name in Settings.__dataclass_fields__ if name != "accelerators"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +42,13 @@ class World:
 
     @cached_property
     def space(self) -> SearchSpace:
-        """As narrowed by the scenario."""
-        knobs = tuple(_knob(name, self._default(name), self.scenario) for name in _KNOBS)
-        return SearchSpace("simulated", knobs).narrowed(self.scenario.search.knobs)
+        """As the engine declares it, narrowed by the scenario."""
+        scenario = self.scenario
+        return Simulated().knobs(scenario.engine, self.model, HostLimits(1, 1)).narrowed(scenario.search.knobs)
 
-    def _default(self, name: str) -> Value:
-        """The engine's own; of tensor_parallel the smallest that fits."""
-        if name != "tensor_parallel":
-            value: Value = getattr(Settings(), name)
-            return value
-        most = self.scenario.engine.accelerators or 1
-        sizes = [n for n in range(1, most + 1) if most % n == 0]
-        fits = (n for n in sizes if isinstance(self._made(ServingConfig("simulated", {name: n})), Law))
-        return next(fits, most)
+    @cached_property
+    def model(self) -> ResolvedModel:
+        return ResolvedModel(self.scenario.model, self.scenario.model.label, reference_variant="")
 
     @cached_property
     def targets_s(self) -> dict[str, tuple[float, float]]:
@@ -90,19 +72,8 @@ class World:
 
     def plan(self, config: ServingConfig) -> LaunchPlan:
         """Raises ConfigurationImpossible."""
-        law = self.law(config)
-        argv = ("simulated", *(f"--{k}={v}" for k, v in sorted(config.knobs.items())))
-        return LaunchPlan(
-            config=config,
-            argv=argv,
-            env={},
-            base_url="",
-            served_model=self.scenario.model.label,
-            health_path="",
-            expected_memory_bytes=law.memory.expected_bytes,
-            memory_explained=law.memory.explained,
-            deploy_argv=argv,
-        )
+        self.law(config)
+        return Simulated().plan(self.scenario.engine, self.model, config, HostLimits(1, 1))
 
     def configurations(self) -> Iterator[ServingConfig]:
         """Those that start, in the order of the space; and the defaults, first."""
@@ -120,35 +91,19 @@ class World:
         return self._laws[digest]
 
     def _made(self, config: ServingConfig) -> Law | Impossible:
-        engine = self.scenario.engine
-        assert engine.accelerator is not None
-        assert self.scenario.model.simulated is not None
-        settings = Settings(accelerators=engine.accelerators or 1, **config.knobs)
-        device = hardware.accelerator(engine.accelerator)
-        shape = hardware.model(self.scenario.model.simulated)
         try:
-            return Law(settings, device, shape, self.scenario.model.context_tokens)
+            return adapter.law(self.scenario.engine, self.model, config)
         except ConfigurationImpossible as err:
             why = str(err)
-            died_s = VALIDATED_S
-            if why.startswith("not enough memory"):  # found out by loading the weights
-                died_s = PROCESS_S + 2 * shape.parameters / settings.tensor_parallel / device.load_bytes_per_s
-            return Impossible(why, died_s)
+        died_s = VALIDATED_S
+        if why.startswith("not enough memory"):  # found out by loading the weights
+            device = hardware.accelerator(str(self.scenario.engine.accelerator))
+            shape = hardware.model(str(self.scenario.model.simulated))
+            share = 2 * shape.parameters / int(config.knobs["tensor_parallel"])
+            died_s = PROCESS_S + min(share, device.memory_bytes) / device.load_bytes_per_s
+        return Impossible(why, died_s)
 
 
 def world(name: str) -> World:
     """A scenario of the catalogue, or a file."""
     return World(load.load(name if Path(name).exists() else f"simulated-h100-{name}"))
-
-
-def _knob(name: str, default: Value, scenario: Scenario) -> Knob:
-    asked = scenario.search.knobs.get(name, ())
-    return Knob(
-        name,
-        tuple(dict.fromkeys((*asked, default))),
-        default,
-        _EFFECTS.get(name, "batching"),
-        "",
-        when=("speculation", ("ngram", "draft")) if name == "speculative_tokens" else None,
-        recompiles=name in _RECOMPILES,
-    )
