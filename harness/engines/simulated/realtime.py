@@ -80,7 +80,7 @@ class Replica:
         served = [self._served[place] for place in step.sequences.tolist()]
         for place, one in zip(step.sequences.tolist(), served, strict=True):
             if one.cached_tokens is None:
-                one.cached_tokens = self.scheduler.found_tokens(place)
+                one.cached_tokens = self.scheduler.reused_tokens(place)
                 self.prompt_tokens += one.prompt_tokens
         asyncio.get_running_loop().call_at(due_s, self._end, due_s, step, served)
 
