@@ -105,6 +105,7 @@ def _study(subject: "Subject", space: "SearchSpace", watch: "Watch", asked: "Ask
     """The study that the scenario describes, with everything that it names found."""
     from harness import plugins
     from harness.engines.base import presets
+    from tuners.base import Expecting
     from tuners.laboratory import Laboratory
     from tuners.study import Study
     from tuners.transfer import transferred
@@ -112,10 +113,14 @@ def _study(subject: "Subject", space: "SearchSpace", watch: "Watch", asked: "Ask
     search = subject.scenario.search
     folders = [Path(folder) for folder in search.transfer]
     seed_of_control = search.seed + 1  # a stream of its own: `--tuner random --control random` compares two searches
+    tuner = plugins.load("tuners", search.tuner)(space, search.seed)
+    laboratory = Laboratory(subject, space)
+    if isinstance(tuner, Expecting) and subject.scenario.objective == "goodput":
+        laboratory.expects = tuner.expects
     return Study(
-        Laboratory(subject, space),
+        laboratory,
         space,
-        plugins.load("tuners", search.tuner)(space, search.seed),
+        tuner,
         watch,
         asked,
         presets={name: space.complete(knobs) for name, knobs in presets(subject.engine).items()},

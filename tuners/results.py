@@ -106,6 +106,14 @@ class TrialResult(Record):
     log_lines: tuple[str, ...] = ()
     voided: int = 0  # runs that were repeated because the load generator or the host was at fault
 
+    @property
+    def certain_rps(self) -> float:
+        """What it holds for certain: the lower end of its capacity's interval, or its score where none was told."""
+        if not self.trial.feasible:
+            return 0.0
+        low = self.capacity.rate_low_rps if self.capacity else None
+        return low or self.trial.score or 0.0
+
 
 class FinalsRun(Record):
     block: int

@@ -4,6 +4,8 @@ A stage varies its own knobs and keeps the best configuration's others. Which st
 alone. Knows nothing of how a stage's candidates are weighed: gp_tuner.py.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from scenarios.space import SearchSpace, ServingConfig
@@ -32,6 +34,9 @@ class StagedTuner:
             else:
                 spent -= trials
         return self.gp.ask(history, possible)
+
+    def expects(self, history: Sequence[Trial], config: ServingConfig) -> float | None:
+        return self.gp.expects(history, config)
 
     def _stages(self, history: list[Trial]) -> list[tuple[Among, int]]:
         worthy = sorted((t for t in history if t.feasible and t.score), key=lambda t: -(t.score or 0.0))
