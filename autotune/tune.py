@@ -13,8 +13,10 @@ from autotune.runs import make_folder, study_folder
 
 if TYPE_CHECKING:
     from autotune.live import Watch
+    from harness.bench import Subject
     from scenarios.space import SearchSpace
     from scenarios.spec import Scenario
+    from tuners.study import Asked, Study
 
 DURATION_UNITS_S = {"s": 1, "m": 60, "h": 3600}
 
@@ -29,6 +31,12 @@ def tune(
     budget: Annotated[str | None, typer.Option(help="Wall-clock limit of the search, e.g. 90s, 20m, 2h.")] = None,
     tuner: Annotated[str | None, typer.Option(help="Instead of search.tuner: tpe, random, grid …")] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of search.seed.", min=0)] = None,
+    control: Annotated[
+        str | None, typer.Option(help="random: search again at random for as many seconds, to compare with.")
+    ] = None,
+    from_: Annotated[
+        list[Path] | None, typer.Option("--from", help="Run folder whose best configurations are tried first.")
+    ] = None,
     tracker: Annotated[list[str] | None, typer.Option(help="Where to record: mlflow, wandb. Default: mlflow.")] = None,
     track: Annotated[bool, typer.Option(help="--no-track: record nowhere but in the run folder.")] = True,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the answer.")] = False,
@@ -37,20 +45,23 @@ def tune(
     """Find the serving configuration that gives the most under the scenario's targets, and prove it."""
     from autotune.live import Watch
     from autotune.report import print_answer
-    from harness import plugins
     from harness.bench import prepare
     from lifecycle.registry.sync import mirror_all
     from reports import html, records
     from reports.view import answer
     from scenarios.errors import UserError
     from scenarios.load import load
-    from tuners.laboratory import Laboratory
-    from tuners.study import Asked, Study
+    from tuners.study import Asked
 
     changes = {"trials": trials, "wall_clock_s": _seconds(budget) if budget else None}
-    wanted = _overridden(load(scenario), budget=changes, search={"tuner": tuner, "seed": seed})
-    if resume and any(value is not None for value in (trials, budget, tuner, seed)):
-        raise UserError("--resume goes on as the study was asked for: leave --trials, --budget, --tuner, --seed away")
+    earlier = [str(folder) for folder in from_] if from_ else None
+    search = {"tuner": tuner, "seed": seed, "control": control, "transfer": earlier}
+    wanted = _overridden(load(scenario), budget=changes, search=search)
+    if resume and any(value is not None for value in (*changes.values(), *search.values())):
+        raise UserError(
+            "--resume goes on as the study was asked for: leave --trials, --budget, --tuner, --seed, --control and "
+            "--from away"
+        )
     folder = study_folder(run, wanted.name, resume=resume)
     if resume and (folder / "scenario.yaml").exists():
         wanted = load(folder / "scenario.yaml")  # as it was asked when the study began
@@ -61,15 +72,7 @@ def tune(
             subject = prepare(wanted, folder, watch, build=True)
             space = subject.space().narrowed(wanted.search.knobs)
             _check(space, watch)
-            make = plugins.load("tuners", wanted.search.tuner)
-            laboratory = Laboratory(subject, space)
-            study = Study(
-                laboratory,
-                space,
-                make(space, wanted.search.seed),
-                watch,
-                Asked(scenario, shlex.join(["autotune", *sys.argv[1:]])),
-            )
+            study = _study(subject, space, watch, Asked(scenario, shlex.join(["autotune", *sys.argv[1:]])))
             winner = study.run()
             watch.begin("report", None)
             page = html.write(folder)
@@ -103,6 +106,34 @@ def _check(space: "SearchSpace", watch: "Watch") -> None:
         watch.note(notice)
     if not space.free:
         raise UserError(f"{space.engine}: no knob has more than one value: nothing to tune; use `autotune bench`")
+
+
+def _study(subject: "Subject", space: "SearchSpace", watch: "Watch", asked: "Asked") -> "Study":
+    """The study that the scenario describes, with everything that it names found."""
+    from harness import plugins
+    from harness.engines.base import presets
+    from tuners.base import Expecting
+    from tuners.laboratory import Laboratory
+    from tuners.study import Study
+    from tuners.transfer import transferred
+
+    search = subject.scenario.search
+    folders = [Path(folder) for folder in search.transfer]
+    seed_of_control = search.seed + 1  # a stream of its own: `--tuner random --control random` compares two searches
+    tuner = plugins.load("tuners", search.tuner)(space, search.seed)
+    laboratory = Laboratory(subject, space)
+    if isinstance(tuner, Expecting) and subject.scenario.objective == "goodput":
+        laboratory.expects = tuner.expects
+    return Study(
+        laboratory,
+        space,
+        tuner,
+        watch,
+        asked,
+        presets={name: space.complete(knobs) for name, knobs in presets(subject.engine).items()},
+        transfer=(lambda start: transferred(folders, space, start)) if folders else None,
+        control_arm=plugins.load("tuners", search.control)(space, seed_of_control) if search.control else None,
+    )
 
 
 def _overridden(scenario: "Scenario", **sections: Mapping[str, object]) -> "Scenario":

@@ -3,8 +3,8 @@
 Knows nothing of engines, load or how a trial is run.
 """
 
-from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from harness.measurement import Record
 from scenarios.space import SearchSpace, ServingConfig
@@ -57,3 +57,11 @@ class Tuner(Protocol):
 
         Never one that is not ``possible``: what a plan, made without launching anything, already rules out.
         """
+
+
+@runtime_checkable
+class Expecting(Protocol):
+    """A tuner that has a model. What it expects may order or hint, and rules nothing out."""
+
+    def expects(self, history: Sequence[Trial], config: ServingConfig) -> float | None:
+        """The score that ``config`` should have; None while too little is known."""

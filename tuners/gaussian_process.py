@@ -16,6 +16,7 @@ FloatArray = NDArray[np.float64]
 Codes = NDArray[np.int64]
 
 JITTER = 1e-8
+MEAN_SHARE = 1.0  # variance of the unknown mean around the observed one / variance of the signal
 MOST_ITERATIONS = 40
 
 
@@ -55,7 +56,7 @@ class GaussianProcess:
             options={"maxiter": MOST_ITERATIONS},
         )
         self._scales: FloatArray = np.asarray(found.x)
-        kernel, _ = _matern(distances, self._scales)
+        kernel, _ = _matern(_scaled(distances, self._scales), self._scales)
         self._factor = cholesky(kernel + _diagonal(len(y), self._scales), lower=True)
         self._alpha = cho_solve((self._factor, True), self._y)
 
@@ -66,15 +67,15 @@ class GaussianProcess:
 
     def predict(self, codes: Codes) -> tuple[FloatArray, FloatArray]:
         """Mean and standard deviation of the number itself, without noise, at each of the (m, K) rows."""
-        across, _ = _matern(_distances(codes, self._codes, self._squared), self._scales)
+        apart = np.zeros((len(codes), len(self._codes)))
+        for k, weight in enumerate(np.exp(-2 * self._scales[:-2])):
+            apart += (weight * self._squared[k])[codes[:, k]][:, self._codes[:, k]]
+        across, _ = _matern(apart, self._scales)
         mean = self._mean + across @ self._alpha
         explained = solve_triangular(self._factor, across.T, lower=True)
         signal = math.exp(2 * self._scales[-2]) * (1 + MEAN_SHARE)
         variance = np.maximum(signal - np.einsum("ij,ij->j", explained, explained), 1e-12)
         return np.asarray(mean), np.asarray(np.sqrt(variance))
-
-
-MEAN_SHARE = 1.0  # variance of the unknown mean around the observed one / variance of the signal
 
 
 def _prior(knobs: int, beliefs: Beliefs) -> tuple[FloatArray, FloatArray]:
@@ -87,9 +88,13 @@ def _distances(a: Codes, b: Codes, squared: Sequence[FloatArray]) -> FloatArray:
     return np.stack([table[a[:, k]][:, b[:, k]] for k, table in enumerate(squared)])
 
 
-def _matern(distances: FloatArray, scales: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _scaled(distances: FloatArray, scales: FloatArray) -> FloatArray:
+    return np.asarray(np.tensordot(np.exp(-2 * scales[:-2]), distances, axes=1))
+
+
+def _matern(squared: FloatArray, scales: FloatArray) -> tuple[FloatArray, FloatArray]:
     """The kernel, and the factor that times a knob's share of r² gives the derivative by its log length."""
-    r = np.sqrt(5 * np.tensordot(np.exp(-2 * scales[:-2]), distances, axes=1))
+    r = np.sqrt(5 * squared)
     decay = math.exp(2 * scales[-2]) * np.exp(-r)
     kernel = decay * (1 + r + r**2 / 3) + math.exp(2 * scales[-2]) * MEAN_SHARE
     return np.asarray(kernel), np.asarray(decay * (1 + r) * (5 / 3))
@@ -103,7 +108,7 @@ def _loss(
     scales: FloatArray, distances: FloatArray, y: FloatArray, medians: FloatArray, spreads: FloatArray
 ) -> tuple[float, FloatArray]:
     """Minus the log posterior of the scales, and its gradient."""
-    kernel, slope = _matern(distances, scales)
+    kernel, slope = _matern(_scaled(distances, scales), scales)
     factor = cholesky(kernel + _diagonal(len(y), scales), lower=True)
     alpha = cho_solve((factor, True), y)
     off = (scales - medians) / spreads

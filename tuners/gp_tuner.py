@@ -4,7 +4,7 @@ Knows nothing of engines or load. Models are rebuilt from the history at every a
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,9 @@ from tuners.seeds import derived
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
+Among = Callable[[Codes], BoolArray]
 
-STARTUP_TRIALS = 4  # spread over the space before anything is modelled; the control is not one of them
-SPREAD_POOL = 64  # drawn at random, of which the one farthest from all tried is taken
+STARTUP_TRIALS = 4  # drawn at random before anything is modelled; the control is not one of them
 MOST_TRIALS = 160  # that a model is fitted to
 NEAR_BEST = 3  # configurations whose surroundings are looked at in a space too large to list
 FLOOR = math.log(10.0)  # a score below a tenth of the best says "bad", not how bad
@@ -30,7 +30,8 @@ HELD, BROKEN = -0.5, 0.5  # what a constraint is modelled around; its grade adds
 OF_SCORE = Beliefs(length=(1.5, 1.0), signal=(0.5, 0.7), noise=(0.06, 0.5))  # of the logarithm
 OF_CONSTRAINT = Beliefs(length=(1.5, 1.0), signal=(0.7, 0.5), noise=(0.15, 0.5))
 OF_SECONDS = Beliefs(length=(2.0, 0.7), signal=(0.4, 0.5), noise=(0.15, 0.5))  # of the logarithm
-EXPECTED_FAILURES = 0.1  # of configurations nobody has tried, before anything is known
+NEW_OR_NOT = np.array([[0.0, 1.0], [1.0, 0.0]])  # squared distances of the column that Cost adds
+FEWEST_TIMED = 3  # trials, before their seconds are modelled
 
 
 class GpTuner:
@@ -40,59 +41,98 @@ class GpTuner:
         self.lattice = Lattice(space)
 
     def ask(self, history: list[Trial], possible: Possible = everything) -> ServingConfig | None:
+        return self.best_of(history, possible) or untried(
+            self.space, {t.config_digest for t in history}, derived(self.seed, len(history)), possible
+        )
+
+    def best_of(self, history: list[Trial], possible: Possible, among: Among | None = None) -> ServingConfig | None:
+        """The most promising configuration of those that ``among`` keeps; None when all of them were tried."""
         rng = np.random.default_rng(derived(self.seed, len(history)))
         known = recalled(history, MOST_TRIALS)
-        tried = {t.config_digest for t in history}
-        codes = self.lattice.codes([t.knobs for t in known])
         best = sorted((t for t in known if t.feasible and t.score), key=lambda t: -(t.score or 0.0))
-        near = self.lattice.codes([t.knobs for t in best[:NEAR_BEST]])
-        rows = self.lattice.candidates(rng, near)
-        if len(history) <= STARTUP_TRIALS or all(t.score is None for t in known):
-            order = self._farthest(rng, rows, codes)
-        else:
-            order = np.argsort(-self._value(known, codes, rows), kind="stable")
+        rows = self.lattice.candidates(rng, self.lattice.codes([t.knobs for t in best[:NEAR_BEST]]))
+        if among is not None:
+            rows = rows[among(rows)]
+        order = rng.permutation(len(rows))
+        if len(history) > STARTUP_TRIALS and any(t.score is not None for t in known):
+            value = Models(self.lattice, known, history).value(rows[order])
+            order = order[np.argsort(-value, kind="stable")]
+        tried = {t.config_digest for t in history}
         for index in order:
             config = self.lattice.config(rows[index])
             if config.digest not in tried and possible(config):
                 return config
-        return untried(self.space, tried, derived(self.seed, len(history)), possible)
+        return None
 
-    def _farthest(self, rng: np.random.Generator, rows: Codes, codes: Codes) -> NDArray[np.int64]:
-        pool = rng.permutation(len(rows))
-        if len(codes) == 0:
-            return pool
-        pool = pool[:SPREAD_POOL]
-        away = sum(table[rows[pool][:, k]][:, codes[:, k]] for k, table in enumerate(self.lattice.squared))
-        return np.asarray(pool[np.argsort(-np.min(away, axis=1), kind="stable")])
-
-    def _value(self, known: Sequence[Trial], codes: Codes, rows: Codes) -> FloatArray:
-        """Log of expected improvement x probability that every constraint holds / expected seconds."""
-        models = Models(self.lattice, known, codes)
-        mean, spread = models.score.predict(rows)
-        value = log_improvement(mean, spread, models.incumbent)
-        for constraint in models.constraints:
-            violation, error = constraint.predict(rows)
-            value = value + log_ndtr(-violation / error)
-        return value
+    def expects(self, history: Sequence[Trial], config: ServingConfig) -> float | None:
+        """The score that the model expects of ``config``; None while it knows too little to say."""
+        known = recalled(history, MOST_TRIALS)
+        if sum(t.score is not None for t in known) <= STARTUP_TRIALS:
+            return None
+        models = Models(self.lattice, known, history)
+        mean, _ = models.score.predict(self.lattice.codes([dict(config.knobs)]))
+        return math.exp(float(mean[0]))
 
 
 class Models:
-    """What the trials say of every configuration: log score, each constraint that was ever broken, log seconds."""
+    """What trials say of every configuration: log score, each constraint that was ever broken, log seconds."""
 
-    def __init__(self, lattice: Lattice, trials: Sequence[Trial], codes: Codes) -> None:
+    def __init__(self, lattice: Lattice, trials: Sequence[Trial], history: Sequence[Trial]) -> None:
+        codes = lattice.codes([t.knobs for t in trials])
         scored = np.array([t.score is not None and math.isfinite(t.score) for t in trials])
         positive = [t.score for t in trials if t.score is not None and math.isfinite(t.score) and t.score > 0]
         top = math.log(max(positive, default=1.0))
         logs = np.array([_log(t.score, top - FLOOR) for t in trials])
         self.score = GaussianProcess(codes[scored], lattice.squared, logs[scored], OF_SCORE)
         feasible = np.array([t.feasible for t in trials]) & scored
-        seen = feasible if feasible.any() else scored
-        self.incumbent = float(np.max(self.score.predict(codes[seen])[0])) if seen.any() else top
+        seen = codes[feasible if feasible.any() else scored]
+        self.incumbent = float(np.max(self.score.predict(seen)[0]))
         self.constraints = []
         for name in sorted({n for t in trials for n, v in t.constraints.items() if v > 0}):
             grades = np.array([_grade(t.constraints.get(name)) for t in trials])
             said = np.array([name in t.constraints or t.state == "complete" for t in trials])
             self.constraints.append(GaussianProcess(codes[said], lattice.squared, grades[said], OF_CONSTRAINT))
+        self.cost = Cost(lattice, trials, codes, history)
+
+    def value(self, rows: Codes) -> FloatArray:
+        """Log of expected improvement x probability that every constraint holds / expected seconds."""
+        mean, spread = self.score.predict(rows)
+        value = log_improvement(mean, spread, self.incumbent)
+        for constraint in self.constraints:
+            violation, error = constraint.predict(rows)
+            value = value + log_ndtr(-violation / error)
+        return value - self.cost.log_seconds(rows)
+
+
+class Cost:
+    """Seconds of a trial by its configuration, and by whether the engine must compile for it first.
+
+    An earlier launch with the same values of every knob that recompiles has left its artefacts on the disk.
+    """
+
+    def __init__(self, lattice: Lattice, trials: Sequence[Trial], codes: Codes, history: Sequence[Trial]) -> None:
+        self._keyed = [k for k, knob in enumerate(lattice.knobs) if knob.recompiles]
+        first: dict[tuple[int, ...], int] = {}
+        for place, key in enumerate(self._keys(lattice.codes([t.knobs for t in history]))):
+            first.setdefault(key, place)
+        place_of = {t.number: place for place, t in enumerate(history)}
+        self._known = set(first)
+        new = np.array([first[key] == place_of[t.number] for key, t in zip(self._keys(codes), trials, strict=True)])
+        timed = np.array([t.state == "complete" and t.seconds > 0 for t in trials])
+        self._model: GaussianProcess | None = None
+        if timed.sum() >= FEWEST_TIMED:
+            seconds = np.array([t.seconds for t in trials])[timed]
+            marked = np.column_stack([codes, new])[timed]
+            self._model = GaussianProcess(marked, [*lattice.squared, NEW_OR_NOT], np.log(seconds), OF_SECONDS)
+
+    def log_seconds(self, rows: Codes) -> FloatArray:
+        if self._model is None:
+            return np.zeros(len(rows))
+        new = np.array([key not in self._known for key in self._keys(rows)])
+        return self._model.predict(np.column_stack([rows, new]))[0]
+
+    def _keys(self, codes: Codes) -> list[tuple[int, ...]]:
+        return [tuple(row) for row in codes[:, self._keyed].tolist()]
 
 
 def log_improvement(mean: FloatArray, spread: FloatArray, best: float) -> FloatArray:
