@@ -4,7 +4,8 @@ A trial is a launch (compiled code is kept from launch to launch), a warm-up, an
 not start costs what it takes to die. Knows nothing of which configuration is tried next, or why.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from tuners import capacity
 from tuners.base import Trial
 from tuners.laboratory import SEED_FINALS, SEEDS_PER_WORKLOAD_SEED, infeasible
 from tuners.results import Capacity, Certification, FinalsRun, Reference, TrialResult
+
+Expects = Callable[[Sequence[Trial], ServingConfig], float | None]
+GUESS_STEP = 1.25  # guesses are rounded to powers of it, so that equal runs are asked for again
 
 
 class Quiet:
@@ -55,7 +59,10 @@ class Rules:
 
     planner: bool = True  # what cannot be planned is known beforehand
     racing: bool = True  # a configuration whose ramp ends far below the best is not pursued
-    guess: bool = True  # a ramp begins near the capacity of the default
+    guess: bool = True  # a ramp begins near what the tuner's model expects, not near the default's capacity
+
+
+ALL_ON = Rules()
 
 
 @dataclass
@@ -65,7 +72,8 @@ class VirtualLaboratory:
     world: World
     seed: int
     root: Path
-    rules: Rules = Rules()
+    rules: Rules = ALL_ON
+    expects: Expects | None = None
     memory: Memory = field(default_factory=Memory)
     compiled: set[tuple[object, ...]] = field(default_factory=set)
 
@@ -107,10 +115,14 @@ class VirtualLaboratory:
             return self._result(failed, config, None, None)
         control = earlier[0] if earlier else None
         guess_rps = 1e3 / (reference.unloaded.metrics["e2e_p50_ms"].value or 1e3)
-        if self.rules.guess and control and control.capacity and control.capacity.rate_rps > 0:
+        if control and control.capacity and control.capacity.rate_rps > 0:
             guess_rps = control.capacity.rate_rps
-        best = max((r.trial.score or 0.0 for r in earlier if r.trial.feasible), default=None)
-        found, seconds = self.estimate(config, self._seed(0), guess_rps, best_rps=best if self.rules.racing else None)
+        if self.rules.guess and self.expects is not None:
+            guess_rps = self.expects([r.trial for r in earlier], config) or guess_rps
+        best = max((r.certain_rps for r in earlier), default=0.0) or None
+        found, seconds = self.estimate(
+            config, self.traffic_seed, rounded(guess_rps), best_rps=best if self.rules.racing else None
+        )
         violation = 0.0
         if found.rate_rps <= 0:
             slowest = min((p for p in found.probes if p.kind == "hold"), key=lambda p: p.rate_rps)
@@ -135,7 +147,7 @@ class VirtualLaboratory:
         )
         if self.launch(config)[1] is not None:
             return blank
-        guess_rps = trial.score or control.trial.score or 1.0
+        guess_rps = trial.score or control.trial.score or 1.0  # near: not rounded
         found, _ = self.estimate(config, seed, guess_rps, near=bool(trial.score))
         return blank.model_copy(update={"score": found.rate_rps, "capacity": found})
 
@@ -175,6 +187,11 @@ class VirtualLaboratory:
         found = capacity.estimate(prober, holds=budget.holds, guess_rps=guess_rps, near=near, best_rps=best_rps)
         return found, budget.warmup_s + prober.elapsed_s
 
+    @property
+    def traffic_seed(self) -> int:
+        """Of every trial's traffic."""
+        return self._seed(0)
+
     def _seed(self, offset: int) -> int:
         return self.seed * SEEDS_PER_WORKLOAD_SEED + offset
 
@@ -203,6 +220,10 @@ class VirtualLaboratory:
             quality=None,
             quality_from=None,
         )
+
+
+def rounded(guess_rps: float) -> float:
+    return float(GUESS_STEP ** round(math.log(guess_rps, GUESS_STEP)))
 
 
 def _measurement(e2e_p50_ms: float) -> Measurement:

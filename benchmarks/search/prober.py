@@ -80,6 +80,21 @@ class VirtualProber:
         run = self._run(self._traffic(ALONE).hold(ALONE_RPS, ALONE_REQUESTS / ALONE_RPS), math.inf)
         return {metric: float(np.nanmedian(values)) for metric, values in run.latency_s.items()}
 
+    def batch(self, rate_rps: float, n: int) -> tuple[bool, float]:
+        """``n`` requests, as peers send them: whether every percentile held, and completions/s. inf: all at once."""
+        return self._once(("batch", rate_rps, n), lambda: self._batch(rate_rps, n))
+
+    def _batch(self, rate_rps: float, n: int) -> tuple[bool, float]:
+        requests = self._traffic(10).first(n, rate_rps)
+        run = self._run(requests, math.inf)
+        end_s = float(run.done_s.max())
+        self.elapsed_s += end_s
+        held = all(
+            float(np.nanquantile(run.latency_s[metric], percentile / 100, method="inverted_cdf")) <= target_s
+            for metric, (target_s, percentile) in self.world.targets_s.items()
+        )
+        return held, n / end_s
+
     def ramp(self, start_rps: float, end_rps: float, attempt: int) -> capacity.Ramp:
         return self._once(("ramp", start_rps, end_rps, attempt), lambda: self._ramp(start_rps, end_rps, attempt))
 

@@ -60,6 +60,14 @@ class Traffic:
 
         return self._between(start_rps, duration_s, clock, (end_rps - start_rps) / growth)
 
+    def first(self, n: int, rate_rps: float) -> Requests:
+        """``n`` requests at a constant rate; inf: all at 0, in the order of a slow one."""
+        drawn = self._at_least(n)
+        arrival_s = drawn.start / (rate_rps if math.isfinite(rate_rps) else 1.0) + drawn.pause_s
+        order = np.argsort(arrival_s, kind="stable")[:n]
+        arrival_s = arrival_s[order] if math.isfinite(rate_rps) else np.zeros(n)
+        return self._requests(drawn, order, arrival_s)
+
     def _between(
         self, first_rps: float, duration_s: float, clock: Callable[[Floats], Floats], expected: float
     ) -> Requests:
@@ -68,10 +76,13 @@ class Traffic:
         arrival_s = clock(drawn.start - before) + drawn.pause_s
         due = (arrival_s >= 0) & (arrival_s < duration_s)
         order = np.flatnonzero(due)[np.argsort(arrival_s[due], kind="stable")]
+        return self._requests(drawn, order, arrival_s[order])
+
+    def _requests(self, drawn: Drawn, order: NDArray[np.intp], arrival_s: Floats) -> Requests:
         prefix = self._workload.prefix
         shared = prefix.tokens if prefix else 0
         return Requests(
-            arrival_s=arrival_s[order],
+            arrival_s=arrival_s,
             prompt_tokens=drawn.prompt_tokens[order],
             output_tokens=drawn.output_tokens[order],
             prefix=drawn.prefix[order],
