@@ -39,6 +39,6 @@ def compiled(function: F) -> F:
     elsewhere = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(MACHINE_CODE)
     try:
-        return cast("F", numba.njit(cache=True)(function))
+        return cast("F", numba.njit(cache=True, _nrt=False)(function))
     finally:
         numba.config.CACHE_DIR = elsewhere

@@ -39,8 +39,8 @@ from harness.engines.simulated.paged import (
 Floats = NDArray[np.float64]
 
 # in `Core.counts`; the last two are the state of the random generator
-RUNNING, WAITING, FRONT, STEPS, PREEMPTIONS, FOUND_TOKENS, COMPUTED_TOKENS, DRAFTED, ACCEPTED = range(9)
-RANDOM_A, RANDOM_B = 9, 10
+RUNNING, WAITING, FRONT, STEPS, PREEMPTIONS, LOST_TOKENS, FOUND_TOKENS, COMPUTED_TOKENS, DRAFTED, ACCEPTED = range(10)
+RANDOM_A, RANDOM_B = 10, 11
 # in `Core.load`: what one step computes
 GIVEN, TOKENS, SAMPLED, CONTEXT, PAIRS, SPECULATING = range(6)
 # columns of `Core.sequences`: asked; -1 for no prefix, and how much of prompt and answer is that prefix; so far
@@ -93,7 +93,7 @@ class Core(NamedTuple):
     limits: Limits
     law: StepLaw
     kv: Paged
-    counts: Int64s  # (11,)
+    counts: Int64s  # (12,)
     load: Int64s  # (6,)
     sequences: Int64s  # (n, 6)
     reused: Int64s  # (n,) tokens that were in the cache when it last began
@@ -106,7 +106,7 @@ def core(
     limits: Limits, law: StepLaw, sequences: int, prefix_tokens: Int64s, seed: int, *, known_blocks: int = 0
 ) -> Core:
     """Nothing running, nothing waiting, places for ``sequences``; the rest as `paged` takes it."""
-    counts = np.zeros(11, np.int64)
+    counts = np.zeros(12, np.int64)
     mixed = np.random.SeedSequence(seed).generate_state(2)
     counts[RANDOM_A] = 1 + int(mixed[0]) % (MODULUS_A - 1)
     counts[RANDOM_B] = 1 + int(mixed[1]) % (MODULUS_B - 1)
@@ -193,6 +193,57 @@ def step(core: Core) -> float:
     core.counts[COMPUTED_TOKENS] += core.load[TOKENS]
     _hand_out(core)
     return seconds
+
+
+@compiled
+def coast(core: Core, now_s: float, until_s: float) -> float:
+    """Exactly the next calls of `step`, at once, as long as they do nothing but give each that runs its next token.
+
+    Stops before one ends, and as soon as the clock, ``now_s`` at first, has reached ``until_s``. Returns the clock.
+    """
+    sequences, running, held = core.sequences, core.running, core.kv.held
+    n, block_tokens = core.counts[RUNNING], core.limits.block_tokens
+    seats_free = n < core.limits.max_num_seqs
+    if (
+        n == 0
+        or core.limits.draft_tokens > 0
+        or n > core.limits.max_num_batched_tokens
+        or (seats_free and core.counts[WAITING] > 0)
+    ):
+        return now_s
+    most, context = sequences[running[0], OUTPUT], 0
+    for i in range(n):
+        sequence = running[i]
+        computed, generated = sequences[sequence, COMPUTED], sequences[sequence, GENERATED]
+        pending = sequences[sequence, PROMPT] + generated - computed > 1 or generated == 0
+        if pending or computed < sequences[sequence, PREFIX_TOKENS]:
+            return now_s
+        most = min(most, sequences[sequence, OUTPUT] - generated - 1)
+        context += computed + 1
+    needed = 0
+    for i in range(n):
+        sequence = running[i]
+        room = (held[sequence, TAKEN] + held[sequence, FOUND]) * block_tokens
+        needed += blocks_for(core.limits, max(0, sequences[sequence, COMPUTED] + most - room))
+    if needed > core.kv.counts[FREE]:
+        return now_s
+    load, steps = core.load, 0
+    load[:] = 0
+    load[GIVEN] = load[TOKENS] = load[SAMPLED] = n
+    while steps < most and now_s < until_s:
+        load[CONTEXT] = context + steps * n
+        now_s += step_seconds(core.law, 0, load)
+        steps += 1
+    for i in range(n):
+        sequence = running[i]
+        sequences[sequence, COMPUTED] += steps
+        sequences[sequence, GENERATED] += steps
+        room = (held[sequence, TAKEN] + held[sequence, FOUND]) * block_tokens
+        if sequences[sequence, COMPUTED] > room:
+            take(core.kv, sequence, blocks_for(core.limits, sequences[sequence, COMPUTED] - room))
+    core.counts[STEPS] += steps
+    core.counts[COMPUTED_TOKENS] += steps * n
+    return now_s
 
 
 @compiled
@@ -299,6 +350,7 @@ def _preempt_last(core: Core) -> None:
     core.counts[RUNNING] -= 1
     sequence = core.running[core.counts[RUNNING]]
     release(core.kv, sequence, core.sequences[sequence, PREFIX])
+    core.counts[LOST_TOKENS] += core.sequences[sequence, COMPUTED]
     core.sequences[sequence, COMPUTED] = 0
     core.counts[FRONT] = (core.counts[FRONT] - 1) % len(core.waiting)
     core.waiting[core.counts[FRONT]] = sequence
@@ -419,6 +471,7 @@ class Counters:
     blocks_used_most: int
     steps: int
     preemptions: int
+    lost_tokens: int
     prefix_hit_tokens: int
     computed_tokens: int
     drafted_tokens: int
@@ -493,6 +546,7 @@ class Scheduler:
             blocks_used_most=int(self._core.kv.counts[USED_MOST]),
             steps=int(counts[STEPS]),
             preemptions=int(counts[PREEMPTIONS]),
+            lost_tokens=int(counts[LOST_TOKENS]),
             prefix_hit_tokens=int(counts[FOUND_TOKENS]),
             computed_tokens=int(counts[COMPUTED_TOKENS]),
             drafted_tokens=int(counts[DRAFTED]),

@@ -18,6 +18,7 @@ from harness.engines.simulated.scheduler import (
     FOUND_TOKENS,
     GENERATED,
     GIVEN,
+    LOST_TOKENS,
     OUT,
     OUTPUT,
     PREEMPTIONS,
@@ -78,13 +79,15 @@ class Served:
     """What became of each request (arrays, in order of arrival), and of the engine. Simulated.
 
     first_token_s, done_s: on the clock of the arrivals; inf: rejected. tpot_s: per token after the first; NaN where
-    there is none. kv_blocks_peak, kv_blocks: of one replica; kv_blocks_free_at_end: of all, found again ones included.
+    there is none. computed_tokens: refused drafts included; lost_tokens of them by preemption. kv_blocks and
+    kv_blocks_peak: of one replica; kv_blocks_free_at_end: of all, those included that may be found again.
     """
 
     first_token_s: Floats
     done_s: Floats
     tpot_s: Floats
     preemptions: int
+    lost_tokens: int
     prefix_hit_tokens: int
     computed_tokens: int
     kv_blocks: int
@@ -100,7 +103,7 @@ def serve(law: Serving, requests: Requests, seed: int = 0) -> Served:
     """Equal arguments, equal answers. ``seed`` decides which drafted tokens are accepted, nothing else."""
     n = len(requests)
     first, done = np.full(n, np.inf), np.full(n, np.inf)
-    counts = np.zeros(9, np.int64)
+    counts = np.zeros(10, np.int64)
     peak, free, busy = 0, 0, 0.0
     for replica in range(law.replicas):
         mine = slice(replica, n, law.replicas)
@@ -118,6 +121,7 @@ def serve(law: Serving, requests: Requests, seed: int = 0) -> Served:
         done_s=done,
         tpot_s=tpot,
         preemptions=int(counts[PREEMPTIONS]),
+        lost_tokens=int(counts[LOST_TOKENS]),
         prefix_hit_tokens=int(counts[FOUND_TOKENS]),
         computed_tokens=int(counts[COMPUTED_TOKENS]),
         kv_blocks=law.limits.blocks,
@@ -147,7 +151,7 @@ def _prepared(law: Serving, requests: Requests, mine: slice, seed: int) -> Core:
 def _run(core: Core, arrival_s: Floats, first_s: Floats, done_s: Floats) -> float:
     """Fills ``first_s`` and ``done_s``; returns the seconds in which the engine was not idle."""
     sequences, given, load = core.sequences, core.given, core.load
-    now, busy = 0.0, 0.0
+    now, idle = 0.0, 0.0
     coming = 0
     n = len(arrival_s)
     while True:
@@ -155,14 +159,18 @@ def _run(core: Core, arrival_s: Floats, first_s: Floats, done_s: Floats) -> floa
             if scheduler.fits(core.limits, sequences[coming, PROMPT], sequences[coming, OUTPUT]):
                 scheduler.enqueue(core, coming)
             coming += 1
+        next_s = arrival_s[coming] if coming < n else np.inf
         if core.counts[RUNNING] + core.counts[WAITING] == 0:
             if coming == n:
-                return busy
-            now = arrival_s[coming]
+                return now - idle
+            idle += next_s - now
+            now = next_s
             continue
-        seconds = scheduler.step(core)
-        now += seconds
-        busy += seconds
+        then = scheduler.coast(core, now, next_s)
+        if then > now:
+            now = then
+            continue
+        now += scheduler.step(core)
         for i in range(load[GIVEN]):
             sequence, out = given[i, WHO], given[i, OUT]
             generated = sequences[sequence, GENERATED]
