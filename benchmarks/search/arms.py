@@ -72,7 +72,7 @@ class StudyArm:
         launches = _launches([r.trial for r in watch.results])
         if winner is None:
             return Search(launches)
-        deployed = ServingConfig(world.space.engine, winner.config["knobs"]).digest if winner.config else None
+        deployed = ServingConfig(world.space.engine, winner.config["knobs"]).short if winner.config else None
         return Search(launches, winner.outcome, deployed)
 
 
@@ -150,7 +150,7 @@ def vllm_grid(world: World, traffic: int, seed: int, seconds: float, memory: Mem
         config = most.with_knobs(gpu_memory_utilization=round(share, 2))
         if bench.starts(config):
             break
-        launches.append(Launch(config.digest, bench.clock_s, None, wasted=True))
+        launches.append(Launch(config.short, bench.clock_s, None, wasted=True))
         share -= GRID_SHARES[2]
     for n in seqs:
         for m in tokens:
@@ -176,7 +176,7 @@ class Bench:
     def launch(self, config: ServingConfig, guess_rps: float | None = None) -> Launch:
         """The highest rate that held, by doubling or halving and geometric bisection."""
         if not self.starts(config):
-            return Launch(config.digest, self.clock_s, None, wasted=True)
+            return Launch(config.short, self.clock_s, None, wasted=True)
         prober = self._prober(config)
         self.clock_s += self._laboratory.world.scenario.budget.warmup_s
         rate = guess_rps or 1 / prober.alone_s()["e2e"]
@@ -190,13 +190,13 @@ class Bench:
                 break
             rate = 2 * low if math.isinf(high) else high / 2 if low == 0 else math.sqrt(low * high)
         self.clock_s += prober.elapsed_s
-        return Launch(config.digest, self.clock_s, low or None, wasted=False)
+        return Launch(config.short, self.clock_s, low or None, wasted=False)
 
     def from_above(self, config: ServingConfig) -> Launch:
         """auto_tune.sh: throughput at an infinite rate; then from there down until the percentiles hold."""
         if not self.starts(config):
             self.clock_s += GRID_PAUSE_S
-            return Launch(config.digest, self.clock_s, None, wasted=True)
+            return Launch(config.short, self.clock_s, None, wasted=True)
         prober = self._prober(config)
         held, throughput_rps = prober.batch(math.inf, GRID_LOAD_REQUESTS)
         rate = math.floor(throughput_rps) + 1
@@ -205,7 +205,7 @@ class Bench:
             held, throughput_rps = prober.batch(rate, GRID_REQUESTS)
             rate -= 1
         self.clock_s += prober.elapsed_s + GRID_PAUSE_S
-        return Launch(config.digest, self.clock_s, throughput_rps if held else None, wasted=False)
+        return Launch(config.short, self.clock_s, throughput_rps if held else None, wasted=False)
 
     def _prober(self, config: ServingConfig) -> VirtualProber:
         lab = self._laboratory

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from tuners.base import Trial
 
+SHORT = 10  # digits of a digest, as `ServingConfig.short`
 WASTED = frozenset({"start_failed", "out_of_memory", "crashed"})
 
 
@@ -63,7 +64,7 @@ class Course:
 def launched(trial: Trial, before_s: float) -> Launch:
     """A study's trial. ``before_s``: seconds of those before it."""
     score = trial.score if trial.feasible and trial.score else None
-    return Launch(trial.config_digest, before_s + trial.seconds, score, trial.failure in WASTED)
+    return Launch(trial.config_digest[:SHORT], before_s + trial.seconds, score, trial.failure in WASTED)
 
 
 def course(launches: Sequence[Launch], truths: Mapping[str, float], until_s: float) -> Course:

@@ -6,15 +6,18 @@ Knows nothing of searching or of what is measured. Every number from it is *simu
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.resources import files
 from pathlib import Path
 
 from harness.engines.base import HostLimits, LaunchPlan, ResolvedModel
-from harness.engines.simulated import adapter, hardware
+from harness.engines.simulated import adapter, hardware, paged, scheduler, virtual
+from harness.engines.simulated import law as law_of_steps
 from harness.engines.simulated.adapter import Simulated
 from harness.engines.simulated.law import PROCESS_S, Law
 from harness.errors import ConfigurationImpossible
 from scenarios import load
 from scenarios.space import SearchSpace, ServingConfig
+from scenarios.space import digest as content_digest
 from scenarios.spec import Scenario
 
 NAMES = ("chat", "rag", "code", "agents", "batch")
@@ -49,6 +52,19 @@ class World:
     @cached_property
     def model(self) -> ResolvedModel:
         return ResolvedModel(self.scenario.model, self.scenario.model.label, reference_variant="")
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that decides over a truth: the scenario's traffic, targets and space, and the sources of the law."""
+        asked = self.scenario.to_dict()
+        sources = (law_of_steps, scheduler, paged, virtual)
+        parts = [
+            {key: asked[key] for key in ("model", "engine", "workload", "slo")},
+            asked["search"]["knobs"],
+            *(Path(str(module.__file__)).read_text(encoding="utf-8") for module in sources),
+            files("harness.engines.simulated").joinpath("hardware.toml").read_text(encoding="utf-8"),
+        ]
+        return content_digest(parts)[:16]
 
     @cached_property
     def targets_s(self) -> dict[str, tuple[float, float]]:
