@@ -22,11 +22,15 @@ def svg(panels: Mapping[str, Mapping[str, Curve]], ours: str) -> str:
     rows = -(-len(panels) // COLUMNS)
     width, height = COLUMNS * (WIDTH + LEFT) + 20, TOP + rows * (HEIGHT + GAP) + 30
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"'
-        ' font-family="sans-serif" font-size="11">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"'
+            ' font-family="sans-serif" font-size="11">'
+        ),
         f'<rect width="{width}" height="{height}" fill="white"/>',
-        '<text x="10" y="16" font-size="13">Simulated: regret of the configuration that would be picked, against hours'
-        " of wall-clock, launches included (median over seeds; band: middle half)</text>",
+        (
+            '<text x="10" y="16" font-size="13">Simulated: regret of the configuration that would be picked, against hours'
+            " of wall-clock, launches included (median over seeds; band: middle half)</text>"
+        ),
     ]
     for i, (name, arms) in enumerate(panels.items()):
         x, y = LEFT + i % COLUMNS * (WIDTH + LEFT), TOP + i // COLUMNS * (HEIGHT + GAP)

@@ -3,6 +3,7 @@
 Knows nothing of laboratories or searches. What it returns is *simulated*, never a measurement.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -99,8 +100,11 @@ class Served:
     accepted_tokens: int
 
 
-def serve(law: Serving, requests: Requests, seed: int = 0) -> Served:
-    """Equal arguments, equal answers. ``seed`` decides which drafted tokens are accepted, nothing else."""
+def serve(law: Serving, requests: Requests, seed: int = 0, until_s: float = math.inf) -> Served:
+    """Equal arguments, equal answers. ``seed`` decides which drafted tokens are accepted, nothing else.
+
+    until_s: the engine is stopped after the step in which that falls; what it would have done later is inf.
+    """
     n = len(requests)
     first, done = np.full(n, np.inf), np.full(n, np.inf)
     counts = np.zeros(10, np.int64)
@@ -108,7 +112,7 @@ def serve(law: Serving, requests: Requests, seed: int = 0) -> Served:
     for replica in range(law.replicas):
         mine = slice(replica, n, law.replicas)
         core = _prepared(law, requests, mine, seed + replica)
-        busy += _run(core, requests.arrival_s[mine], first[mine], done[mine])
+        busy += _run(core, requests.arrival_s[mine], first[mine], done[mine], until_s)
         counts += core.counts[: len(counts)]
         peak = max(peak, int(core.kv.counts[USED_MOST]))
         free += int(core.kv.counts[FREE])
@@ -148,13 +152,13 @@ def _prepared(law: Serving, requests: Requests, mine: slice, seed: int) -> Core:
 
 
 @compiled
-def _run(core: Core, arrival_s: Floats, first_s: Floats, done_s: Floats) -> float:
+def _run(core: Core, arrival_s: Floats, first_s: Floats, done_s: Floats, until_s: float) -> float:
     """Fills ``first_s`` and ``done_s``; returns the seconds in which the engine was not idle."""
     sequences, given, load = core.sequences, core.given, core.load
     now, idle = 0.0, 0.0
     coming = 0
     n = len(arrival_s)
-    while True:
+    while now <= until_s:
         while coming < n and arrival_s[coming] <= now:
             if scheduler.fits(core.limits, sequences[coming, PROMPT], sequences[coming, OUTPUT]):
                 scheduler.enqueue(core, coming)
@@ -178,6 +182,7 @@ def _run(core: Core, arrival_s: Floats, first_s: Floats, done_s: Floats) -> floa
                 first_s[sequence] = now
             if generated == sequences[sequence, OUTPUT]:
                 done_s[sequence] = now
+    return now - idle
 
 
 def draw(
