@@ -108,6 +108,8 @@ def prepare(scenario: Scenario, root: Path, observer: Observer, *, build: bool, 
         )
     engine: Engine = plugins.load("engines", scenario.engine.name)()
     version = engine.version()
+    if scenario.model.simulated is not None:
+        observer.note("simulated: the engine follows a stated law, and no accelerator is measured")
     if scenario.model.served_as is not None or scenario.model.simulated is not None:
         model = ResolvedModel(scenario.model, scenario.model.label, reference_variant="")
     else:
