@@ -79,10 +79,11 @@ def test_a_control_outside_the_narrowed_choices_does_not_disturb_the_search():
     assert len(history) == 3, "control and the two configurations there are"
 
 
-@settings(max_examples=25)
-@given(st.integers(0, 2**32), st.integers(1, 12))
-def test_replaying_a_history_gives_the_same_next_proposal(seed, length):
-    make = plugins.load("tuners", "tpe")
+@pytest.mark.parametrize("name", plugins.names("tuners"))
+@settings(max_examples=10)
+@given(st.integers(0, 2**31), st.integers(1, 9))
+def test_replaying_a_history_gives_the_same_next_proposal(name, seed, length):
+    make = plugins.load("tuners", name)
     history = search(make(SPACE, seed), SPACE, length)
     again = [Trial.model_validate_json(t.model_dump_json()) for t in history]
     assert make(SPACE, seed).ask(history) == make(SPACE, seed).ask(again)
