@@ -93,3 +93,10 @@ def test_a_space_of_one_configuration_is_exhausted_by_the_control():
     space = SearchSpace("x", (Knob("a", (1,), 1, "compute", ""),))
     for name in plugins.names("tuners"):
         assert len(search(plugins.load("tuners", name)(space, 0), space, 5, score=lambda _: 1.0)) == 1
+
+
+def test_cma_survives_trials_that_it_did_not_draw():
+    """Its own draws are concentrated; those of a uniform search look like a landscape gone mad."""
+    history = search(plugins.load("tuners", "random")(SPACE, 3), SPACE, 60, score=lambda c: float(len(c.digest) % 7))
+    again = [t.model_copy(update={"number": n}) for n, t in enumerate(history * 20)]
+    assert plugins.load("tuners", "cma")(SPACE, 0).ask(again[:-1]) is not None
