@@ -19,8 +19,10 @@ from tuners.seeds import derived
 FloatArray = NDArray[np.float64]
 
 SIGMA = 0.3  # of the range of a knob
+SAMPLES = 6  # by which it is seen whether a strategy is still …
+LEAST_SPREAD, MOST_SPREAD = 0.01, 1.5  # … of use; else it begins anew at the best trial
 ATTEMPTS = 64  # samples that were tried already, or are impossible, before the rest is drawn at random
-MOST_GENERATIONS = 120  # that are told; older ones are history
+MOST_GENERATIONS = 60  # that are told; older ones are history
 BROKEN = 1e12  # ranks a trial that broke a constraint behind all that broke none
 
 
@@ -43,10 +45,7 @@ class CmaTuner:
         return untried(self.space, tried, derived(self.seed, len(history)), possible)
 
     def _told(self, history: list[Trial]) -> CMAwM:
-        steps = np.array([1 / (len(self.space.knobs[k].choices) - 1) for k in self.moving])
-        bounds = np.tile([0.0, 1.0], (len(self.moving), 1))
-        start = self._place([dict(self.space.default().knobs)])[0]
-        strategy = CMAwM(np.clip(start, 0.0, 1.0), SIGMA, bounds, steps, seed=self.seed)
+        strategy = self._begun(self._place([dict(self.space.default().knobs)])[0])
         size = strategy.population_size
         whole = len(history) // size * size
         recent = history[max(0, whole - MOST_GENERATIONS * size) : whole]
@@ -54,7 +53,20 @@ class CmaTuner:
         for first in range(0, len(recent), size):
             generation = slice(first, first + size)
             strategy.tell(list(zip(places[generation], losses[generation], strict=True)))
+            if not self._sound(strategy):
+                strategy = self._begun(places[int(np.argmin(losses[: first + size]))])
         return strategy
+
+    def _begun(self, place: FloatArray) -> CMAwM:
+        steps = np.array([1 / (len(self.space.knobs[k].choices) - 1) for k in self.moving])
+        bounds = np.tile([0.0, 1.0], (len(self.moving), 1))
+        return CMAwM(place, SIGMA, bounds, steps, seed=self.seed)
+
+    def _sound(self, strategy: CMAwM) -> bool:
+        """Whether its samples still differ, and lie in the space: trials that it did not draw may ruin it."""
+        strategy.reseed_rng(self.seed)
+        drawn = np.array([strategy.ask()[1] for _ in range(SAMPLES)])
+        return bool(LEAST_SPREAD < np.std(drawn, axis=0).max() < MOST_SPREAD)
 
     def _place(self, knobs: list[dict[str, Any]]) -> FloatArray:
         """Coordinates in 0 … 1; a knob that is not active, or outside its choices, lies in the middle."""

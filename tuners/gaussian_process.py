@@ -28,8 +28,8 @@ class Beliefs:
     ``signal``, ``noise``: standard deviations, in the unit of the number.
     """
 
-    length: tuple[float, float] = (1.5, 1.0)
-    signal: tuple[float, float] = (0.5, 0.7)
+    length: tuple[float, float] = (1.0, 0.6)
+    signal: tuple[float, float] = (0.5, 0.4)
     noise: tuple[float, float] = (0.06, 0.5)
 
 

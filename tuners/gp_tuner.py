@@ -27,9 +27,9 @@ MOST_TRIALS = 160  # that a model is fitted to
 NEAR_BEST = 3  # configurations whose surroundings are looked at in a space too large to list
 FLOOR = math.log(10.0)  # a score below a tenth of the best says "bad", not how bad
 HELD, BROKEN = -0.5, 0.5  # what a constraint is modelled around; its grade adds or takes half at most
-OF_SCORE = Beliefs(length=(1.5, 1.0), signal=(0.5, 0.7), noise=(0.06, 0.5))  # of the logarithm
-OF_CONSTRAINT = Beliefs(length=(1.5, 1.0), signal=(0.7, 0.5), noise=(0.15, 0.5))
-OF_SECONDS = Beliefs(length=(2.0, 0.7), signal=(0.4, 0.5), noise=(0.15, 0.5))  # of the logarithm
+OF_SCORE = Beliefs(length=(1.0, 0.6), signal=(0.5, 0.4), noise=(0.06, 0.5))  # of the logarithm
+OF_CONSTRAINT = Beliefs(length=(1.0, 0.6), signal=(0.7, 0.4), noise=(0.15, 0.5))
+OF_SECONDS = Beliefs(length=(1.5, 0.6), signal=(0.4, 0.4), noise=(0.15, 0.5))  # of the logarithm
 NEW_OR_NOT = np.array([[0.0, 1.0], [1.0, 0.0]])  # squared distances of the column that Cost adds
 FEWEST_TIMED = 3  # trials, before their seconds are modelled
 

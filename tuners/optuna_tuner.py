@@ -20,7 +20,7 @@ from tuners.seeds import derived
 
 STARTUP_TRIALS = 4  # drawn at random before TPE models anything; the control is not one of them
 ATTEMPTS = 32  # configurations tried already, or impossible, before the rest is drawn at random
-MOST_TRIALS = 500  # that TPE is told
+MOST_TRIALS = 300  # that TPE is told
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
