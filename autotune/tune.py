@@ -70,11 +70,8 @@ def tune(
             watch.note(f"run folder: {folder}")
             make_folder(folder)
             subject = prepare(wanted, folder, watch, build=True)
-            space = subject.engine.knobs(subject.model, subject.host).narrowed(wanted.search.knobs)
-            if not space.free:
-                raise UserError(
-                    f"{wanted.engine.name}: no knob has more than one value: nothing to tune; use `autotune bench`"
-                )
+            space = subject.space().narrowed(wanted.search.knobs)
+            _check(space, watch)
             study = _study(subject, space, watch, Asked(scenario, shlex.join(["autotune", *sys.argv[1:]])))
             winner = study.run()
             watch.begin("report", None)
@@ -127,6 +124,16 @@ def _study(subject: "Subject", space: "SearchSpace", watch: "Watch", asked: "Ask
         transfer=(lambda start: transferred(folders, space, start)) if folders else None,
         control_arm=plugins.load("tuners", search.control)(space, seed_of_control) if search.control else None,
     )
+
+
+def _check(space: "SearchSpace", watch: "Watch") -> None:
+    """Says what is left out. Raises UserError where nothing is left to tune."""
+    from scenarios.errors import UserError
+
+    for notice in space.notices:
+        watch.note(notice)
+    if not space.free:
+        raise UserError(f"{space.engine}: no knob has more than one value: nothing to tune; use `autotune bench`")
 
 
 def _overridden(scenario: "Scenario", **sections: Mapping[str, object]) -> "Scenario":
