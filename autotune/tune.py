@@ -35,7 +35,8 @@ def tune(
         str | None, typer.Option(help="random: search again at random for as many seconds, to compare with.")
     ] = None,
     from_: Annotated[
-        list[Path] | None, typer.Option("--from", help="Run folder whose best configurations are tried first.")
+        list[str] | None,
+        typer.Option("--from", help="Run folder, or mlflow:RUN_ID, whose best configurations are tried first."),
     ] = None,
     tracker: Annotated[list[str] | None, typer.Option(help="Where to record: mlflow, wandb. Default: mlflow.")] = None,
     track: Annotated[bool, typer.Option(help="--no-track: record nowhere but in the run folder.")] = True,
@@ -54,8 +55,7 @@ def tune(
     from tuners.study import Asked
 
     changes = {"trials": trials, "wall_clock_s": _seconds(budget) if budget else None}
-    earlier = [str(folder) for folder in from_] if from_ else None
-    search = {"tuner": tuner, "seed": seed, "control": control, "transfer": earlier}
+    search = {"tuner": tuner, "seed": seed, "control": control, "transfer": from_ or None}
     wanted = _overridden(load(scenario), budget=changes, search=search)
     if resume and any(value is not None for value in (*changes.values(), *search.values())):
         raise UserError(
@@ -108,7 +108,7 @@ def _study(subject: "Subject", space: "SearchSpace", watch: "Watch", asked: "Ask
     from tuners.transfer import transferred
 
     search = subject.scenario.search
-    folders = [Path(folder) for folder in search.transfer]
+    named = search.transfer
     seed_of_control = search.seed + 1  # a stream of its own: `--tuner random --control random` compares two searches
     tuner = plugins.load("tuners", search.tuner)(space, search.seed)
     laboratory = Laboratory(subject, space)
@@ -121,9 +121,21 @@ def _study(subject: "Subject", space: "SearchSpace", watch: "Watch", asked: "Ask
         watch,
         asked,
         presets={name: space.complete(knobs) for name, knobs in presets(subject.engine).items()},
-        transfer=(lambda start: transferred(folders, space, start)) if folders else None,
+        transfer=(lambda start: transferred([_earlier(n, subject.root) for n in named], space, start))
+        if named
+        else None,
         control_arm=plugins.load("tuners", search.control)(space, seed_of_control) if search.control else None,
     )
+
+
+def _earlier(name: str, root: Path) -> Path:
+    """The folder of an earlier study's ledger: as it was named, or fetched from MLflow."""
+    tracker, _, run_id = name.partition(":")
+    if tracker != "mlflow" or not run_id:
+        return Path(name)
+    from lifecycle.registry.mlflow_tracker import ledger_from
+
+    return ledger_from(run_id, root / "earlier" / run_id).parent
 
 
 def _check(space: "SearchSpace", watch: "Watch") -> None:
