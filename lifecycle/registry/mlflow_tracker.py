@@ -64,9 +64,9 @@ class MlflowTracker:
 
 
 def ledger_from(run_id: str, into: Path, uri: str | None = None) -> Path:
-    """The ledger that a study's MLflow run holds, fetched to ``into``: RUN FOLDER/earlier/ID. ``uri`` as of `MlflowTracker`.
+    """The ledger that a study's MLflow run holds, fetched to ``into``: RUN FOLDER/earlier/ID.
 
-    Raises UserError where there is no such run or it holds no ledger.
+    ``uri`` as of `MlflowTracker`. Raises UserError where there is no such run or it holds no ledger.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{into.resolve().parents[2] / 'mlflow.db'}"
     with environment({**QUIET, **FIRST_REQUEST}):
