@@ -39,7 +39,8 @@ def tune(
         str | None, typer.Option(help="random: search again at random for as many seconds, to compare with.")
     ] = None,
     from_: Annotated[
-        list[Path] | None, typer.Option("--from", help="Run folder whose best configurations are tried first.")
+        list[str] | None,
+        typer.Option("--from", help="Run folder, or mlflow:RUN_ID, whose best configurations are tried first."),
     ] = None,
     tracker: Annotated[list[str] | None, typer.Option(help="Where to record: mlflow, wandb. Default: mlflow.")] = None,
     workers: Annotated[int, typer.Option(help="Load processes on this machine.", min=1)] = 1,
@@ -58,8 +59,7 @@ def tune(
     from tuners.study import Asked
 
     changes = {"trials": trials, "wall_clock_s": _seconds(budget) if budget else None}
-    earlier = [str(folder) for folder in from_] if from_ else None
-    search = {"tuner": tuner, "seed": seed, "control": control, "transfer": earlier}
+    search = {"tuner": tuner, "seed": seed, "control": control, "transfer": from_ or None}
     wanted = _overridden(load(scenario), budget=changes, search=search)
     if resume and any(value is not None for value in (*changes.values(), *search.values())):
         raise UserError(
@@ -110,16 +110,6 @@ def _tell(folder: Path, page: Path, winner: "Winner", mirrors: "Sequence[Attempt
         next_step(f"open {page}" if winner.outcome != "none_feasible" else "relax the slo, or widen search.knobs")
 
 
-def _check(space: "SearchSpace", watch: "Watch") -> None:
-    """Says what is left out. Raises UserError where nothing is left to tune."""
-    from scenarios.errors import UserError
-
-    for notice in space.notices:
-        watch.note(notice)
-    if not space.free:
-        raise UserError(f"{space.engine}: no knob has more than one value: nothing to tune; use `autotune bench`")
-
-
 def _study(subject: "Subject", space: "SearchSpace", watch: "Watch", asked: "Asked") -> "Study":
     """The study that the scenario describes, with everything that it names found."""
     from harness import plugins
@@ -130,7 +120,7 @@ def _study(subject: "Subject", space: "SearchSpace", watch: "Watch", asked: "Ask
     from tuners.transfer import transferred
 
     search = subject.scenario.search
-    folders = [Path(folder) for folder in search.transfer]
+    named = search.transfer
     seed_of_control = search.seed + 1  # a stream of its own: `--tuner random --control random` compares two searches
     tuner = plugins.load("tuners", search.tuner)(space, search.seed)
     laboratory = Laboratory(subject, space)
@@ -143,9 +133,31 @@ def _study(subject: "Subject", space: "SearchSpace", watch: "Watch", asked: "Ask
         watch,
         asked,
         presets={name: space.complete(knobs) for name, knobs in presets(subject.engine).items()},
-        transfer=(lambda start: transferred(folders, space, start)) if folders else None,
+        transfer=(lambda start: transferred([_earlier(n, subject.root) for n in named], space, start))
+        if named
+        else None,
         control_arm=plugins.load("tuners", search.control)(space, seed_of_control) if search.control else None,
     )
+
+
+def _earlier(name: str, root: Path) -> Path:
+    """The folder of an earlier study's ledger: as it was named, or fetched from MLflow."""
+    tracker, _, run_id = name.partition(":")
+    if tracker != "mlflow" or not run_id:
+        return Path(name)
+    from lifecycle.registry.mlflow_tracker import ledger_from
+
+    return ledger_from(run_id, root / "earlier" / run_id).parent
+
+
+def _check(space: "SearchSpace", watch: "Watch") -> None:
+    """Says what is left out. Raises UserError where nothing is left to tune."""
+    from scenarios.errors import UserError
+
+    for notice in space.notices:
+        watch.note(notice)
+    if not space.free:
+        raise UserError(f"{space.engine}: no knob has more than one value: nothing to tune; use `autotune bench`")
 
 
 def _overridden(scenario: "Scenario", **sections: Mapping[str, object]) -> "Scenario":

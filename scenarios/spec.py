@@ -132,7 +132,9 @@ class Search(Spec):
     control: Literal["random"] | None = Field(
         None, description="Search again by this strategy for as many seconds, and tell which found more."
     )
-    transfer: tuple[str, ...] = Field((), description="Folders of earlier studies whose best configurations go first.")
+    transfer: tuple[str, ...] = Field(
+        (), description="Run folders, or mlflow:RUN_ID, of earlier studies whose best configurations go first."
+    )
     finalists: Annotated[int, Field(ge=1, le=8)] = 2
     tie: Share = Field(0.02, description="Within this share of the best, fewer changed knobs win.")
 

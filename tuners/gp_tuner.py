@@ -54,7 +54,7 @@ class GpTuner:
         if among is not None:
             rows = rows[among(rows)]
         order = rng.permutation(len(rows))
-        if len(history) > STARTUP_TRIALS and any(t.score is not None for t in known):
+        if len(history) > STARTUP_TRIALS:
             value = Models(self.lattice, known, history).value(rows[order])
             order = order[np.argsort(-value, kind="stable")]
         tried = {t.config_digest for t in history}
@@ -66,11 +66,11 @@ class GpTuner:
 
     def expects(self, history: Sequence[Trial], config: ServingConfig) -> float | None:
         """The score that the model expects of ``config``; None while it knows too little to say."""
-        known = recalled(history, MOST_TRIALS)
-        if sum(t.score is not None for t in known) <= STARTUP_TRIALS:
+        known = [t for t in recalled(history, MOST_TRIALS) if _is_positive(t.score)]
+        if len(known) <= STARTUP_TRIALS:
             return None
-        models = Models(self.lattice, known, history)
-        mean, _ = models.score.predict(self.lattice.codes([dict(config.knobs)]))
+        score = score_model(self.lattice, known, self.lattice.codes([t.knobs for t in known]))
+        mean, _ = score.predict(self.lattice.codes([dict(config.knobs)]))
         return math.exp(float(mean[0]))
 
 
@@ -79,14 +79,12 @@ class Models:
 
     def __init__(self, lattice: Lattice, trials: Sequence[Trial], history: Sequence[Trial]) -> None:
         codes = lattice.codes([t.knobs for t in trials])
-        scored = np.array([t.score is not None and math.isfinite(t.score) for t in trials])
-        positive = [t.score for t in trials if t.score is not None and math.isfinite(t.score) and t.score > 0]
-        top = math.log(max(positive, default=1.0))
-        logs = np.array([_log(t.score, top - FLOOR) for t in trials])
-        self.score = GaussianProcess(codes[scored], lattice.squared, logs[scored], OF_SCORE)
-        feasible = np.array([t.feasible for t in trials]) & scored
-        seen = codes[feasible if feasible.any() else scored]
-        self.incumbent = float(np.max(self.score.predict(seen)[0]))
+        scored = np.array([_is_positive(t.score) for t in trials])
+        self.score: GaussianProcess | None = None
+        if scored.any():
+            self.score = score_model(lattice, [t for t in trials if _is_positive(t.score)], codes[scored])
+            feasible = np.array([t.feasible for t in trials]) & scored
+            self.incumbent = float(np.max(self.score.predict(codes[feasible if feasible.any() else scored])[0]))
         self.constraints = []
         for name in sorted({n for t in trials for n, v in t.constraints.items() if v > 0}):
             grades = np.array([_grade(t.constraints.get(name)) for t in trials])
@@ -96,12 +94,19 @@ class Models:
 
     def value(self, rows: Codes) -> FloatArray:
         """Log of expected improvement x probability that every constraint holds / expected seconds."""
-        mean, spread = self.score.predict(rows)
-        value = log_improvement(mean, spread, self.incumbent)
+        value = np.zeros(len(rows))
+        if self.score is not None:
+            value = log_improvement(*self.score.predict(rows), self.incumbent)
         for constraint in self.constraints:
             violation, error = constraint.predict(rows)
             value = value + log_ndtr(-violation / error)
         return value - self.cost.log_seconds(rows)
+
+
+def score_model(lattice: Lattice, trials: Sequence[Trial], codes: Codes) -> GaussianProcess:
+    """Of the logarithm; every trial has a positive score."""
+    logs = np.log([t.score or 0.0 for t in trials])
+    return GaussianProcess(codes, lattice.squared, np.maximum(logs, np.max(logs) - FLOOR), OF_SCORE)
 
 
 class Cost:
@@ -146,8 +151,9 @@ def log_improvement(mean: FloatArray, spread: FloatArray, best: float) -> FloatA
     return np.asarray(value + np.log(spread))
 
 
-def _log(score: float | None, floor: float) -> float:
-    return max(math.log(score), floor) if score is not None and score > 0 else floor
+def _is_positive(score: float | None) -> bool:
+    """Whether it can be modelled: a configuration that held no rate at all says so in its constraints."""
+    return score is not None and math.isfinite(score) and score > 0
 
 
 def _grade(violation: float | None) -> float:

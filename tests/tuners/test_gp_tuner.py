@@ -65,6 +65,15 @@ def test_a_crash_makes_its_neighbours_improbable_and_leaves_the_rest():
     assert models.constraints[0].predict(near)[0][0] > 0 > models.constraints[0].predict(far)[0][0]
 
 
+def test_where_nothing_holds_it_goes_where_least_is_missed():
+    history = [
+        tried(FLAT.complete({"seats": n, "graph": g}), i, score=0.0, constraints={"slo": v})
+        for i, (n, g, v) in enumerate(((4, "a", 0.6), (16, "a", 1.0), (8, "b", 0.9), (2, "b", 0.3), (2, "a", 0.3)))
+    ]
+    asked = [GpTuner(FLAT, seed).ask(history).knobs["seats"] for seed in range(5)]
+    assert asked == [1] * 5
+
+
 def test_a_constraint_that_was_never_broken_is_not_modelled():
     history = [tried(FLAT.complete({"seats": n}), i) for i, n in enumerate((1, 2, 4))]
     assert Models(Lattice(FLAT), history, history).constraints == []
