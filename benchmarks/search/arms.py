@@ -15,7 +15,7 @@ import optuna
 
 from harness import plugins
 from scenarios.space import SearchSpace, ServingConfig, Value
-from search.courses import Launch, launched
+from search.courses import Launch, Search, launched
 from search.laboratory import ALL_ON, Rules, VirtualLaboratory
 from search.prober import Memory, VirtualProber
 from search.worlds import World
@@ -35,17 +35,8 @@ class Arm:
     """``run``: (world, seed of the traffic, seed of the search, seconds, memory) -> what was launched."""
 
     name: str
-    run: Callable[[World, int, int, float, Memory], "Search"]
+    run: Callable[[World, int, int, float, Memory], Search]
     about: str
-
-
-@dataclass(frozen=True, slots=True)
-class Search:
-    """``launches``: the defaults first. ``claim``, ``deployed``: where the arm has finals."""
-
-    launches: tuple[Launch, ...]
-    claim: str = ""
-    deployed: str | None = None  # digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,5 +235,16 @@ ARMS = {
         Arm("tpe", StudyArm("tpe"), "our laboratory with multivariate TPE, constraints graded"),
         Arm("gp", StudyArm("gp"), "our laboratory with Gaussian processes over score, constraints and seconds"),
         Arm("staged", StudyArm("staged"), "the same in stages"),
+    )
+}
+
+OURS = "gp"  # what `search.tuner` is where a scenario does not say
+
+ABLATIONS = {
+    arm.name: arm
+    for arm in (
+        Arm("no racing", StudyArm(OURS, Rules(racing=False)), "every configuration gets all its holds"),
+        Arm("no planner", StudyArm(OURS, Rules(planner=False)), "what cannot be planned is launched, and dies"),
+        Arm("no guess", StudyArm(OURS, Rules(guess=False)), "ramps begin near the default's capacity"),
     )
 }

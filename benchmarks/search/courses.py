@@ -4,7 +4,7 @@ Regret is 1 - truth(the configuration the arm would pick by then) / truth(optimu
 were measured: every arm has them first. Knows nothing of how anything was searched or measured.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tuners.base import Trial
@@ -67,11 +67,21 @@ def launched(trial: Trial, before_s: float) -> Launch:
     return Launch(trial.config_digest[:SHORT], before_s + trial.seconds, score, trial.failure in WASTED)
 
 
-def course(launches: Sequence[Launch], truths: Mapping[str, float], until_s: float) -> Course:
-    """``launches``: the defaults first, at 0 s. Those that end after ``until_s`` do not count.
+@dataclass(frozen=True, slots=True)
+class Search:
+    """``launches``: the defaults first. ``claim``, ``deployed`` (digest): where the arm has finals."""
+
+    launches: tuple[Launch, ...]
+    claim: str = ""
+    deployed: str | None = None
+
+
+def course(search: Search, truths: Mapping[str, float], until_s: float) -> Course:
+    """Launches that end after ``until_s`` do not count.
 
     ``truths``: digest -> true capacity; what is not in it never runs. The arm picks the best score so far.
     """
+    launches = search.launches
     optimum = max(truths.values())
     best = launches[0].score or 0.0
     steps = [Step(0, 0.0, 1 - truths.get(launches[0].digest, 0.0) / optimum)]
@@ -81,4 +91,11 @@ def course(launches: Sequence[Launch], truths: Mapping[str, float], until_s: flo
             best = launch.score
             steps.append(Step(n, round(launch.ended_s, 1), round(1 - truths.get(launch.digest, 0.0) / optimum, 4)))
     seconds = counted[-1].ended_s if counted else 0.0
-    return Course(tuple(steps), len(counted), round(seconds, 1), sum(launch.wasted for launch in counted))
+    return Course(
+        steps=tuple(steps),
+        launches=len(counted),
+        seconds=round(seconds, 1),
+        wasted=sum(launch.wasted for launch in counted),
+        claim=search.claim,
+        final_regret=round(1 - truths.get(search.deployed, 0.0) / optimum, 4) if search.deployed else None,
+    )

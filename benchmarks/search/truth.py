@@ -99,6 +99,11 @@ def truths(
     return found
 
 
+def quick(at: World) -> dict[str, float]:
+    """A rough truth of a sample, for trying the benchmark out."""
+    return truths(at, QUICK_PASSES)
+
+
 def check(at: World, found: dict[str, float]) -> list[float]:
     """The best configuration's capacity on other traffic, as shares of the one told."""
     best, last = best_config(at, found), PASSES[-1]
