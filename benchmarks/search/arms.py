@@ -37,6 +37,7 @@ class Arm:
     name: str
     run: Callable[[World, int, int, float, Memory], Search]
     about: str
+    modules: tuple[str, ...] = ()  # what its proposals come from
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,25 +227,25 @@ def _fast_folder() -> str | None:
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
-ARMS = {
-    arm.name: arm
-    for arm in (
-        Arm("vllm grid", vllm_grid, "vLLM's auto_tune.sh: a grid of two knobs, rates lowered until the targets hold"),
-        Arm("plain tpe", plain_tpe, "Optuna's TPE, failures told as FAIL, no planner, no racing, bisection"),
-        Arm("random", StudyArm("random"), "uniform random in our laboratory: same planner, capacity estimate, racing"),
-        Arm("tpe", StudyArm("tpe"), "our laboratory with multivariate TPE, constraints graded"),
-        Arm("gp", StudyArm("gp"), "our laboratory with Gaussian processes over score, constraints and seconds"),
-        Arm("staged", StudyArm("staged"), "the same in stages"),
-    )
-}
+_RANDOM = ("tuners.random_tuner",)
+_TPE = ("tuners.optuna_tuner",)
+_GP = ("tuners.gp_tuner", "tuners.gaussian_process", "tuners.lattice", "tuners.recall")
+_STAGED = (*_GP, "tuners.staged_tuner")
 
+_ARMS = (
+    Arm("vllm grid", vllm_grid, "vLLM's auto_tune.sh: a grid of two knobs, rates lowered until the targets hold"),
+    Arm("plain tpe", plain_tpe, "Optuna's TPE, failures told as FAIL, no planner, no racing, bisection"),
+    Arm("random", StudyArm("random"), "uniform random in our laboratory: same planner, estimate, racing", _RANDOM),
+    Arm("tpe", StudyArm("tpe"), "our laboratory with multivariate TPE, constraints graded", _TPE),
+    Arm("gp", StudyArm("gp"), "our laboratory with Gaussian processes over score, constraints and seconds", _GP),
+    Arm("staged", StudyArm("staged"), "the same in stages", _STAGED),
+)
+ARMS = {arm.name: arm for arm in _ARMS}
 OURS = "gp"  # what `search.tuner` is where a scenario does not say
 
-ABLATIONS = {
-    arm.name: arm
-    for arm in (
-        Arm("no racing", StudyArm(OURS, Rules(racing=False)), "every configuration gets all its holds"),
-        Arm("no planner", StudyArm(OURS, Rules(planner=False)), "what cannot be planned is launched, and dies"),
-        Arm("no guess", StudyArm(OURS, Rules(guess=False)), "ramps begin near the default's capacity"),
-    )
-}
+_ABLATIONS = (
+    Arm("no racing", StudyArm(OURS, Rules(racing=False)), "every configuration gets all its holds", _GP),
+    Arm("no planner", StudyArm(OURS, Rules(planner=False)), "what cannot be planned is launched, and dies", _GP),
+    Arm("no guess", StudyArm(OURS, Rules(guess=False)), "ramps begin near the default's capacity", _GP),
+)
+ABLATIONS = {arm.name: arm for arm in _ABLATIONS}

@@ -14,6 +14,8 @@ COLOURS = {
 OTHER = "#d55e00"
 WIDTH, HEIGHT, LEFT, TOP, GAP, COLUMNS = 330, 200, 50, 50, 50, 3
 
+TITLE = "Simulated: regret against hours of wall-clock, launches included (median over seeds; band: middle half)"
+
 Curve = Sequence[Sequence[float]]  # rows [hours, quartile, median, quartile]
 
 
@@ -22,15 +24,10 @@ def svg(panels: Mapping[str, Mapping[str, Curve]], ours: str) -> str:
     rows = -(-len(panels) // COLUMNS)
     width, height = COLUMNS * (WIDTH + LEFT) + 20, TOP + rows * (HEIGHT + GAP) + 30
     parts = [
-        (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"'
-            ' font-family="sans-serif" font-size="11">'
-        ),
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif"',
+        ' font-size="11">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
-        (
-            '<text x="10" y="16" font-size="13">Simulated: regret of the configuration that would be picked, against hours'
-            " of wall-clock, launches included (median over seeds; band: middle half)</text>"
-        ),
+        f'<text x="10" y="16" font-size="13">{TITLE}</text>',
     ]
     for i, (name, arms) in enumerate(panels.items()):
         x, y = LEFT + i % COLUMNS * (WIDTH + LEFT), TOP + i // COLUMNS * (HEIGHT + GAP)

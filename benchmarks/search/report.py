@@ -31,6 +31,14 @@ HALF, THIRD = 0.5, 1 / 3  # what is asked: time within 5 % / random's; wasted la
 WORLDS_ASKED = 4
 
 Courses = Mapping[str, Course]  # "world/arm/seed"
+Pair = tuple[str, str]  # world, arm
+
+INTRODUCTION = """\
+`make bench-search`. Every figure is *simulated*: no GPU was measured. Regret: 1 - capacity of the configuration that
+the arm would pick by then / capacity of the best of all, both from long runs in virtual time. Wall-clock is modelled:
+cold starts (compiled code kept from launch to launch), warm-ups, ramps, holds. Medians over seeds with 95 % bootstrap
+intervals; a time is "> budget" where more than half of the seeds never got there. p: Wilcoxon signed-rank over seeds
+on the regret at the end, Holm over the worlds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +106,7 @@ def _row(pair: tuple[str, str], courses: Sequence[Course], hours: float, against
 
 def markdown(rows: Sequence[Row]) -> str:
     """Tables and targets."""
-    parts = [
-        "# The search against its controls, simulated",
-        "`make bench-search`. Every figure is *simulated*: no GPU was measured. Regret: 1 - capacity of the configuration"
-        " that the arm would pick by then / capacity of the best of all, both from long runs in virtual time. Wall-clock"
-        " is modelled: cold starts (compiled code kept from launch to launch), warm-ups, ramps, holds. Medians over seeds"
-        f' with {95} % bootstrap intervals; a time is "> budget" where more than half of the seeds never got there.'
-        " p: Wilcoxon signed-rank over seeds on the regret at the end, Holm over the worlds.",
-    ]
+    parts = ["# The search against its controls, simulated", INTRODUCTION]
     for world in dict.fromkeys(r.world for r in rows):
         own = [r for r in rows if r.world == world and r.arm in ARMS]
         parts.append(f"## {world}: {own[0].hours:g} h" if own else f"## {world}")
@@ -180,6 +181,11 @@ def _ablations(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def _short(row: Row) -> str:
+    hours = _hours(row.within_h, row.hours).split(" (")[0]
+    return " · ".join(f"{i.value:.1%}" for i in row.at) + f"; {hours} h"
+
+
 def targets(rows: Sequence[Row]) -> list[str]:
     """What was asked, and whether it is met."""
     own = {r.world: r for r in rows if r.arm == OURS}
@@ -193,26 +199,35 @@ def targets(rows: Sequence[Row]) -> list[str]:
     better = [w for w, c in versus.items() if c and c.p_holm < ALPHA and c.wins > c.losses]
     worse = [w for w, c in versus.items() if c and c.p_holm < ALPHA and c.wins < c.losses]
     lines = [
-        f"{_met(len(fast) >= WORLDS_ASKED)}: within {WITHIN:.0%} in at most half of random's wall-clock (median) in"
-        f" {len(fast)} of {len(both)} worlds ({', '.join(fast) or 'none'}); asked: {WORLDS_ASKED}",
-        f"{_met(len(better) == len(both))}: better than random at equal wall-clock, p < {ALPHA} after Holm, in"
-        f" {len(better)} of {len(both)} ({', '.join(better) or 'none'})",
-        f"{_met(not worse)}: significantly worse in {', '.join(worse) or 'none'}",
+        _line(
+            len(fast) >= WORLDS_ASKED,
+            f"within {WITHIN:.0%} in at most half of random's wall-clock (median) in {_names(fast, both)}",
+            f"{WORLDS_ASKED} worlds",
+        ),
+        _line(
+            len(better) == len(both),
+            f"better than random at equal wall-clock, p < {ALPHA} after Holm, in {_names(better, both)}",
+            "all",
+        ),
+        _line(not worse, f"significantly worse than random in {_names(worse, both)}", "none"),
     ]
     if wasting := [w for w in both if w in plain]:
-        mine = sum(own[w].wasted * own[w].launches * own[w].seeds for w in wasting)
-        theirs = sum(plain[w].wasted * plain[w].launches * plain[w].seeds for w in wasting)
-        shares = [sum(r[w].launches * r[w].seeds for w in wasting) for r in (own, plain)]
-        ratio = (mine / shares[0]) / (theirs / shares[1]) if theirs else math.inf
-        lines.append(
-            f"{_met(ratio < THIRD)}: wasted launches {mine / shares[0]:.1%} of all, plain TPE's {theirs / shares[1]:.1%}:"
-            f" {ratio:.2f} of it; asked: under a third"
-        )
+        mine, theirs = (_wasted([r[w] for w in wasting]) for r in (own, plain))
+        told = f"wasted launches: {mine:.1%} of all, plain TPE {theirs:.1%}"
+        lines.append(_line(mine < THIRD * theirs, told, "under a third of plain TPE's"))
     return lines
 
 
-def _met(yes: bool) -> str:
-    return "met" if yes else "NOT met"
+def _line(met: bool, told: str, asked: str) -> str:
+    return f"{'met' if met else 'NOT met'}: {told}. Asked: {asked}"
+
+
+def _names(some: Sequence[str], every: Sequence[str]) -> str:
+    return f"{len(some)} of {len(every)}" + (f" ({', '.join(some)})" if some else "")
+
+
+def _wasted(rows: Sequence[Row]) -> float:
+    return sum(r.wasted * r.launches * r.seeds for r in rows) / sum(r.launches * r.seeds for r in rows)
 
 
 def drawn(courses: Courses, hours: Mapping[str, float]) -> str:

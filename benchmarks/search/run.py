@@ -10,22 +10,35 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from scenarios.space import digest
 from search import report, truth
 from search.arms import ABLATIONS, ARMS
 from search.courses import Course, Step, course
 from search.prober import Memory
-from search.worlds import HOURS, NAMES, world
+from search.worlds import BUDGETS, HOURS, NAMES, world
 
 RESULTS = Path(__file__).parents[1] / "results"
 SEEDS, ABLATION_SEEDS, QUICK_SEEDS = 50, 20, 2
 QUICK_SHARE = 0.15  # of the hours
 SECONDS_PER_HOUR = 3600.0
+
+EVERY = {**ARMS, **ABLATIONS}
+COMMON = (  # what every cell depends on
+    "search.arms",
+    "search.courses",
+    "search.laboratory",
+    "search.prober",
+    "search.traffic",
+    "tuners.belief",
+    "tuners.capacity",
+)
 
 Cells = dict[str, Any]
 
@@ -38,7 +51,7 @@ def seed_cells(task: tuple[str, int, Sequence[str], float, bool]) -> list[tuple[
     seconds = hours * SECONDS_PER_HOUR
     for arm in arms:
         begun = time.process_time()
-        search = {**ARMS, **ABLATIONS}[arm].run(at, seed + 1, seed, seconds, memory)
+        search = EVERY[arm].run(at, seed + 1, seed, seconds, memory)
         told = asdict(course(search, truths, seconds))
         steps = [[s["launches"], s["seconds"], s["regret"]] for s in told.pop("steps")]
         cpu_s = round(time.process_time() - begun, 2)
@@ -67,24 +80,39 @@ def missing(
 
 
 def load_cells(path: Path) -> Cells:
-    """Cells whose world is as it was: others are forgotten."""
+    """Cells whose world and arm are as they were: others are forgotten."""
     if not path.exists():
         return {}
     kept = json.loads(path.read_text(encoding="utf-8"))
-    same = {name for name, digest in kept["worlds"].items() if name in NAMES and world(name).digest == digest}
-    return {k: v for k, v in kept["cells"].items() if k.split("/")[0] in same}
+    now = digests({k.split("/")[0] for k in kept["cells"]} & set(NAMES))
+    return {k: v for k, v in kept["cells"].items() if kept["digests"].get(_pair(k)) == now.get(_pair(k), "")}
+
+
+def digests(names: Iterable[str]) -> dict[str, str]:
+    """world/arm -> of all that decides over its cells."""
+    found = {}
+    for name in names:
+        of_world = digest([world(name).digest, BUDGETS[name], HOURS[name], _sources(COMMON)])
+        found.update({f"{name}/{arm.name}": digest([of_world, _sources(arm.modules)])[:12] for arm in EVERY.values()})
+    return found
+
+
+def _sources(names: Sequence[str]) -> list[str]:
+    return [Path(str(import_module(name).__file__)).read_text(encoding="utf-8") for name in names]
+
+
+def _pair(name: str) -> str:
+    return name.rpartition("/")[0]
 
 
 def save_cells(path: Path, cells: Cells) -> None:
     """One line per cell."""
-    names = sorted({k.split("/")[0] for k in cells})
-    worlds = {name: world(name).digest for name in names}
+    now = digests({k.split("/")[0] for k in cells})
+    kept = {pair: now[pair] for pair in sorted({_pair(k) for k in cells})}
     lines = [f"{json.dumps(k)}:{json.dumps(v, separators=(',', ':'))}" for k, v in sorted(cells.items())]
-    text = (
-        f'{{"worlds":{json.dumps(worlds)},\n"hours":{json.dumps(HOURS)},\n"cells":{{\n' + ",\n".join(lines) + "\n}}\n"
-    )
+    head = f'{{"digests":{json.dumps(kept)},\n"hours":{json.dumps(HOURS)},\n"cells":{{\n'
     partial = path.with_suffix(".part")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_text(head + ",\n".join(lines) + "\n}}\n", encoding="utf-8")
     partial.replace(path)
 
 
