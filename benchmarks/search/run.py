@@ -8,6 +8,7 @@ kept as long as what they depend on is unchanged: an interrupted run goes on. Wr
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -139,6 +140,11 @@ def main() -> int:
     hours = {name: HOURS[name] * (QUICK_SHARE if asked.quick else 1.0) for name in asked.worlds}
     tasks = list(missing(asked.worlds, chosen(asked), hours, done, quick=asked.quick))
     saved = time.monotonic()
+    for name in (
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+    ):  # of the processes below: small matrices, threads only fight
+        os.environ.setdefault(name, "1")
     with get_context("spawn").Pool(asked.jobs) as pool:
         for n, cells in enumerate(pool.imap_unordered(seed_cells, tasks), 1):
             done.update(cells)
