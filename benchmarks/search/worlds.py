@@ -3,8 +3,8 @@
 Knows nothing of searching or of what is measured. Every number from it is *simulated*.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +16,7 @@ from harness.engines.simulated.adapter import Simulated
 from harness.engines.simulated.law import PROCESS_S, Law
 from harness.errors import ConfigurationImpossible
 from scenarios import load
-from scenarios.space import SearchSpace, ServingConfig
+from scenarios.space import SearchSpace, ServingConfig, Value
 from scenarios.space import digest as content_digest
 from scenarios.spec import Scenario
 
@@ -48,6 +48,7 @@ class World:
     """One scenario. Laws are made once per configuration."""
 
     scenario: Scenario
+    default: Mapping[str, Value] = field(default_factory=dict)  # instead of the engine's own, where given
     _laws: dict[str, Law | Impossible] = field(default_factory=dict)
 
     @property
@@ -58,7 +59,9 @@ class World:
     def space(self) -> SearchSpace:
         """As the engine declares it, narrowed by the scenario."""
         scenario = self.scenario
-        return Simulated().knobs(scenario.engine, self.model, HostLimits(1, 1)).narrowed(scenario.search.knobs)
+        whole = Simulated().knobs(scenario.engine, self.model, HostLimits(1, 1))
+        knobs = tuple(replace(k, default=self.default.get(k.name, k.default)) for k in whole.knobs)
+        return replace(whole, knobs=knobs).narrowed(scenario.search.knobs)
 
     @cached_property
     def model(self) -> ResolvedModel:
