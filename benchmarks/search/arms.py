@@ -62,7 +62,7 @@ class StudyArm:
             watch = Watch(laboratory.subject.observer)
             study = Study(laboratory, world.space, tuner, watch, Asked("", ""))
             winner = study.run() if self.finals else _searched(study)
-        launches = _launches([r.trial for r in watch.results])
+        launches = launches_of([r.trial for r in watch.results])
         if winner is None:
             return Search(launches)
         deployed = ServingConfig(world.space.engine, winner.config["knobs"]).short if winner.config else None
@@ -100,7 +100,7 @@ def _searched(study: Study) -> None:
         return
 
 
-def _launches(trials: Sequence[Trial]) -> tuple[Launch, ...]:
+def launches_of(trials: Sequence[Trial]) -> tuple[Launch, ...]:
     """On the clock that begins after the first, the defaults."""
     clock_s = -trials[0].seconds
     found = []
@@ -120,7 +120,7 @@ def plain_tpe(world: World, traffic: int, seed: int, seconds: float, memory: Mem
     start_s = bench.clock_s
     while bench.clock_s - start_s < seconds:
         trial = study.ask()
-        launches.append(bench.launch(_suggested(world.space, trial), launches[0].score))
+        launches.append(bench.launch(suggested(world.space, trial), launches[0].score))
         if launches[-1].score is None:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
         else:
@@ -214,7 +214,7 @@ def _laboratory(world: World, traffic: int, memory: Memory) -> VirtualLaboratory
     return VirtualLaboratory(world, traffic, Path(), memory=memory)
 
 
-def _suggested(space: SearchSpace, trial: optuna.Trial) -> ServingConfig:
+def suggested(space: SearchSpace, trial: optuna.Trial) -> ServingConfig:
     """As people write it: numbers and words alike are categories; conditional knobs are asked for when they apply."""
     values: dict[str, Value] = {}
     for knob in space.knobs:
