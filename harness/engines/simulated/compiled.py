@@ -1,8 +1,8 @@
 """Compiles the simulated engine's loops where numba is installed (extra `simulate`); elsewhere they run as Python.
 
-Knows nothing of what it compiles. Both ways give equal results; the compiled one is about a hundred times faster. Machine
-code is kept in the user's cache under the digest of this package's sources: numba itself asks only whether the file of
-the function has changed, not those of the functions that it calls.
+Knows nothing of what it compiles. Both ways give equal results, machine code about a hundred times faster. It is kept
+in the user's cache under the digest of this package's sources: numba itself asks only whether the file of a function
+has changed, not those of the functions that it calls.
 """
 
 import hashlib
