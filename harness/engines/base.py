@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from harness.errors import FailureClass
-from scenarios.space import SearchSpace, ServingConfig
+from scenarios.space import SearchSpace, ServingConfig, Value
 from scenarios.spec import EngineSpec, ModelRef
 
 
@@ -49,6 +49,7 @@ class LaunchPlan:
     memory_explained: str
     deploy_argv: tuple[str, ...] = ()  # the same flags behind the program that people install
     request_extras: Mapping[str, Any] = field(default_factory=dict)  # e.g. {"ignore_eos": True}: exact output lengths
+    simulated: bool = False  # a stated law is measured, no hardware: whatever is printed says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Engine(Protocol):
     def version(self) -> str:
         """Of the installed engine. Raises EngineNotInstalled with the command that installs it."""
 
-    def knobs(self, model: ResolvedModel, host: HostLimits) -> SearchSpace:
+    def knobs(self, spec: EngineSpec, model: ResolvedModel, host: HostLimits) -> SearchSpace:
         """Every knob with the values that make sense for this model on this host; defaults are the engine's."""
 
     def plan(self, spec: EngineSpec, model: ResolvedModel, config: ServingConfig, host: HostLimits) -> LaunchPlan:
@@ -84,3 +85,12 @@ class Engine(Protocol):
 
     def metrics(self, endpoint: Endpoint) -> dict[str, float]:
         """Counters of the engine's own /metrics by short name; empty where there are none."""
+
+
+def presets(engine: Engine) -> Mapping[str, Mapping[str, Value]]:
+    """Configurations that the engine's makers recommend, by name: its attribute ``presets``, which is optional.
+
+    They are controls like the defaults: measured first and outside the budget.
+    """
+    declared: Mapping[str, Mapping[str, Value]] = getattr(engine, "presets", {})
+    return declared
