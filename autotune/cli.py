@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from autotune import bench, doctor, load_worker, models, report, scenarios, sync, tune
+from autotune import bench, doctor, export, load_worker, models, report, scenarios, sync, tune
 from autotune.console import err
 from scenarios.errors import AutotuneError
 
@@ -29,6 +29,7 @@ app.command()(tune.tune)
 app.command()(report.report)
 app.command()(report.compare)
 app.command()(bench.replay)
+app.command()(export.export)
 app.command()(sync.sync)
 
 
