@@ -1,0 +1,71 @@
+"""The programs that will read an export read it: sh runs it, systemd verifies it, other YAML readers agree."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from lifecycle.export import yaml_text
+from lifecycle.export.base import Canonical
+from lifecycle.export.compose import Compose
+from lifecycle.export.kubernetes import Kubernetes
+from lifecycle.export.shell import Shell
+from lifecycle.export.systemd import Systemd
+
+STUB = """#!/bin/sh
+printf '%s\\0' "$@"
+printf 'ENVIRONMENT\\0'
+env -0
+"""
+
+
+@pytest.fixture
+def stub(tmp_path):
+    program = tmp_path / "bin" / "vllm"
+    program.parent.mkdir()
+    program.write_text(STUB)
+    program.chmod(0o755)
+    return program
+
+
+@pytest.mark.parametrize("sh", ["sh", "bash"])
+def test_a_shell_runs_the_script_with_exactly_these_words(hazardous, stub, tmp_path, sh):
+    for deployment in hazardous(12, 3):
+        script = tmp_path / "serve.sh"
+        script.write_text(Shell().render(deployment))
+        assert subprocess.run([sh, "-n", str(script)], check=False).returncode == 0
+        environment = {"PATH": f"{stub.parent}:{os.environ['PATH']}", "LANG": "C.UTF-8"}
+        said = subprocess.run([sh, str(script)], env=environment, capture_output=True, check=True).stdout.decode()
+        words, _, variables = said.partition("ENVIRONMENT\0")
+        inherited = {"PATH", "LANG", "PWD", "OLDPWD", "SHLVL", "_"}
+        env = dict(line.split("=", 1) for line in variables.split("\0") if line)
+        env = {name: value for name, value in env.items() if name not in inherited}
+        argv = ["vllm", *words.split("\0")[:-1]]
+        assert Canonical.of(argv, env, deployment.canonical.config_digest) == deployment.canonical
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not on PATH")
+def test_systemd_verifies_the_unit(hazardous, llama_deployments, stub, tmp_path):
+    import dataclasses
+
+    (stub.parent / "llama-server").symlink_to(stub)
+    for number, deployment in enumerate([*hazardous(8, 4), *llama_deployments(2, 4)]):
+        program = str(stub.parent / deployment.canonical.program[0])
+        unit = tmp_path / f"engine-{number}.service"
+        unit.write_text(Systemd().render(dataclasses.replace(deployment, program=program)))
+        done = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False
+        )
+        ours = [line for line in done.stderr.splitlines() if unit.name in line]
+        assert not ours
+        assert Systemd().parse(unit.read_text()) == deployment.canonical
+
+
+def test_readers_of_older_yaml_see_the_same_document(hazardous):
+    """Kubernetes' and Helm's reader follow YAML 1.1, where `on` and `007` are not texts."""
+    yaml = pytest.importorskip("yaml")
+    for deployment in hazardous(8, 5):
+        for exporter in (Compose(), Kubernetes()):
+            text = exporter.render(deployment)
+            assert list(yaml.safe_load_all(text)) == yaml_text.read(text)
