@@ -62,7 +62,7 @@ def bench(
         subject = prepare(wanted, folder, watch, build=True, fleet=fleet)
         make_folder(folder)
         write_whole(folder / "scenario.yaml", dump_yaml(wanted))
-        space = subject.engine.knobs(subject.model, subject.host)
+        space = subject.space()
         config = space.complete(dict(_assignment(space, text) for text in set_ or []))
         recorded = _recorded_reference(Path(scenario))
         with session(subject, config, folder / "engine") as s:

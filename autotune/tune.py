@@ -57,7 +57,7 @@ def tune(
             watch.note(f"run folder: {folder}")
             make_folder(folder)
             subject = prepare(wanted, folder, watch, build=True)
-            space = subject.engine.knobs(subject.model, subject.host).narrowed(wanted.search.knobs)
+            space = subject.space().narrowed(wanted.search.knobs)
             if not space.free:
                 raise UserError(
                     f"{wanted.engine.name}: no knob has more than one value: nothing to tune; use `autotune bench`"

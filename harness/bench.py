@@ -34,7 +34,7 @@ from harness.observe import Observed, RunContext, Target, summarise
 from harness.supervise import Running, complete, launch
 from scenarios import workload as schedules
 from scenarios.errors import UserError
-from scenarios.space import ServingConfig
+from scenarios.space import SearchSpace, ServingConfig
 from scenarios.spec import Scenario
 from scenarios.traffic import Workload
 from scenarios.words import estimated_tokens
@@ -75,6 +75,10 @@ class Subject:
     counted: dict[str, int] = field(default_factory=dict)  # tokens of real texts, asked of the server once each
     fleet: Fleet = ALONE  # who generates the load
 
+    def space(self) -> SearchSpace:
+        """All that the engine offers here, before the scenario narrows it."""
+        return self.engine.knobs(self.scenario.engine, self.model, self.host)
+
     def plan(self, config: ServingConfig) -> LaunchPlan:
         return self.engine.plan(self.scenario.engine, self.model, config, self.host)
 
@@ -87,6 +91,7 @@ class Subject:
             model=self.model.label,
             model_digest=self.model.digests.get(str(plan.config.knobs.get("variant", ""))),
             config_digest=plan.config.digest,
+            simulated=plan.simulated,
         )
 
 
@@ -103,8 +108,8 @@ def prepare(scenario: Scenario, root: Path, observer: Observer, *, build: bool, 
         )
     engine: Engine = plugins.load("engines", scenario.engine.name)()
     version = engine.version()
-    if scenario.model.served_as is not None:
-        model = ResolvedModel(scenario.model, scenario.model.served_as, reference_variant="")
+    if scenario.model.served_as is not None or scenario.model.simulated is not None:
+        model = ResolvedModel(scenario.model, scenario.model.label, reference_variant="")
     else:
         model = resolve(scenario.model, build=build, on_progress=lambda _done, _total, what: observer.begin(what, None))
     return Subject(scenario, engine, version, model, limits(), root, observer, fleet=fleet)

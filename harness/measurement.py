@@ -220,6 +220,7 @@ class EngineIdentity(Record):
     model: str
     model_digest: str | None
     config_digest: str
+    simulated: bool = False  # a stated law, no hardware
 
 
 def dump(record: BaseModel) -> dict[str, Any]:

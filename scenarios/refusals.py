@@ -122,8 +122,11 @@ def _unknown_key(path: Path, _: ErrorDetails) -> str:
 
 def _not_among(_: Path, detail: ErrorDetails) -> str:
     allowed = re.findall(r"'([^']*)'", detail["ctx"]["expected"])
-    near = difflib.get_close_matches(str(detail["input"]), allowed, n=1)
+    value = detail["input"]
+    near = difflib.get_close_matches(str(value), allowed, n=1)
     hint = f"; did you mean `{near[0]}`?" if near else ""
+    if str(value) in allowed and not isinstance(value, str):
+        hint = "; put it in quotes"
     return f"must be one of {', '.join(allowed)}, got {_got(detail['input'])}{hint}"
 
 

@@ -29,6 +29,7 @@ class Knob:
 
     ``when``: (other knob, values of it) under which this knob has a meaning; None means always.
     ``affects_output``: whether the generated text may change, so that quality must be measured again.
+    ``recompiles``: whether another value makes the engine compile its kernels or capture its graphs again.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Knob:
     doc: str
     affects_output: bool = False
     when: tuple[str, tuple[Value, ...]] | None = None
+    recompiles: bool = False
 
     def __post_init__(self) -> None:
         assert self.choices, self.name

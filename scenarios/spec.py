@@ -16,11 +16,12 @@ ENVIRONMENT_NAME_RULE = "must be the NAME of an environment variable, such as MY
 
 
 class ModelRef(Spec):
-    """Which weights. Exactly one of `name` (the model store's), `path` (a local GGUF file) or `served_as`."""
+    """Which weights: exactly one of `name` (of the model store), `path` (a GGUF file), `served_as`, `simulated`."""
 
     name: Name | None = Field(None, description="A model of the store: see `autotune models list`.")
     path: str | None = Field(None, description="A local GGUF file; relative to the scenario file.")
     served_as: str | None = Field(None, description="What an attached endpoint calls it in `model`.")
+    simulated: Name | None = Field(None, description="A shape of the simulated engine, without weights: e.g. 8b.")
     context_tokens: Annotated[int, Field(ge=64, le=10**7)] = Field(
         512,
         description="Longest prompt plus answer, in tokens, that one request may need. A contract, not a knob.",
@@ -28,23 +29,30 @@ class ModelRef(Spec):
 
     @model_validator(mode="after")
     def _one_source(self) -> "ModelRef":
-        given = [k for k in ("name", "path", "served_as") if getattr(self, k)]
+        sources = ("name", "path", "served_as", "simulated")
+        given = [k for k in sources if getattr(self, k)]
         if len(given) != 1:
-            raise ValueError(f"exactly one of name, path, served_as must be given, got {' and '.join(given) or 'none'}")
+            raise ValueError(f"exactly one of {', '.join(sources)} must be given, got {' and '.join(given) or 'none'}")
         return self
 
     @property
     def label(self) -> str:
-        return self.name or self.served_as or str(self.path)
+        simulated = f"{self.simulated}-simulated" if self.simulated else None
+        return self.name or self.served_as or simulated or str(self.path)
 
 
 class EngineSpec(Spec):
-    """Which server. `attached` measures one that is already running."""
+    """Which server. `attached` measures one that is already running; `simulated` follows a stated law."""
 
     name: Name = "llamacpp"
     python: str | None = Field(None, description="Interpreter of the engine's own virtual environment.")
     base_url: str | None = Field(None, description="attached: e.g. http://127.0.0.1:8000/v1")
     api_key_env: str | None = Field(None, description="attached: NAME of the environment variable with the key.")
+    accelerator: Name | None = Field(None, description="simulated: h100, a100, l40s, rtx4090 or laptop-cpu.")
+    accelerators: Annotated[int, Field(ge=1, le=64)] | None = Field(None, description="simulated: how many; default 1.")
+    version: Literal["1", "2"] | None = Field(
+        None, description="simulated: the release that is installed, with the flags it knows; default the newest."
+    )
     port: Annotated[int, Field(ge=1, le=65535)] | None = Field(None, description="Fixed port; default: a free one.")
     start_timeout_s: Positive = 120.0
     hang_timeout_s: Positive = Field(20.0, description="No token for so long with work in flight is a hang.")
@@ -55,6 +63,15 @@ class EngineSpec(Spec):
             raise ValueError("base_url is needed with name: attached, and only there")
         if self.name != "attached" and self.api_key_env is not None:
             raise ValueError("api_key_env has a meaning only with name: attached")
+        return self
+
+    @model_validator(mode="after")
+    def _simulated_has_accelerator(self) -> "EngineSpec":
+        if (self.name == "simulated") != (self.accelerator is not None):
+            raise ValueError("accelerator is needed with name: simulated, and only there")
+        for key in ("accelerators", "version"):
+            if self.name != "simulated" and getattr(self, key) is not None:
+                raise ValueError(f"{key} has a meaning only with name: simulated")
         return self
 
     @field_validator("base_url")
@@ -168,6 +185,8 @@ class Scenario(Spec):
             )
         if (self.engine.name == "attached") != (self.model.served_as is not None):
             raise ValueError("model.served_as is needed with engine.name: attached, and only there")
+        if (self.engine.name == "simulated") != (self.model.simulated is not None):
+            raise ValueError("model.simulated is needed with engine.name: simulated, and only there")
         self._check_targets()
         return self
 

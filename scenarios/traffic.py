@@ -9,7 +9,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from scenarios.fields import Count, Positive, Seed, Share, Spec, Variation, both_or_none
+from scenarios.fields import Burstiness, Count, Positive, Seed, Share, Spec, Variation, both_or_none
 from scenarios.space import digest
 
 CLASS_NAME = r"[a-z0-9][a-z0-9-]{0,31}"
@@ -40,7 +40,7 @@ class Arrivals(Spec):
         description="Requests (not sessions) per second; left out, objective `goodput` searches for it, and a trace"
         " has its own.",
     )
-    gap_cv: Variation | None = Field(None, description="gamma: coefficient of variation of the gaps.")
+    gap_cv: Burstiness | None = Field(None, description="gamma: coefficient of variation of the gaps.")
     concurrency: Count | None = Field(None, description="closed: requests kept in flight.")
     think_time_s: Annotated[float, Field(ge=0)] | None = Field(None, description="closed: pause after an answer.")
 

@@ -49,6 +49,7 @@ class LaunchPlan:
     memory_explained: str
     deploy_argv: tuple[str, ...] = ()  # the same flags behind the program that people install
     request_extras: Mapping[str, Any] = field(default_factory=dict)  # e.g. {"ignore_eos": True}: exact output lengths
+    simulated: bool = False  # a stated law is measured, no hardware: whatever is printed says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Engine(Protocol):
     def version(self) -> str:
         """Of the installed engine. Raises EngineNotInstalled with the command that installs it."""
 
-    def knobs(self, model: ResolvedModel, host: HostLimits) -> SearchSpace:
+    def knobs(self, spec: EngineSpec, model: ResolvedModel, host: HostLimits) -> SearchSpace:
         """Every knob with the values that make sense for this model on this host; defaults are the engine's."""
 
     def plan(self, spec: EngineSpec, model: ResolvedModel, config: ServingConfig, host: HostLimits) -> LaunchPlan:

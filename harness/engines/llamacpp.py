@@ -45,7 +45,7 @@ class LlamaCpp:
         said = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=30, check=False)
         return f"{BINARY} {(said.stderr or said.stdout).strip().splitlines()[0]}"
 
-    def knobs(self, model: ResolvedModel, host: HostLimits) -> SearchSpace:
+    def knobs(self, spec: EngineSpec, model: ResolvedModel, host: HostLimits) -> SearchSpace:  # noqa: ARG002 - the contract's shape
         reference = shape(model.variants[model.reference_variant])
         fits = int(KV_SHARE * host.memory_bytes / reference.kv_bytes_per_token(KV_BYTES["f16"]))
         sizes = [s for s in KV_SIZES if model.ref.context_tokens <= s]

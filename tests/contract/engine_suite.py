@@ -26,7 +26,7 @@ class EngineSuite:
     @pytest.fixture(scope="class")
     @classmethod
     def space(cls, model) -> SearchSpace:
-        return cls.engine.knobs(model, limits())
+        return cls.engine.knobs(cls.spec, model, limits())
 
     @pytest.fixture(scope="class")
     @classmethod

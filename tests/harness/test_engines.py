@@ -61,13 +61,13 @@ class TestLlamaCppRules:
     )
     def test_what_cannot_work_is_said_before_a_launch(self, smollm, knobs, reason):
         engine = LlamaCpp()
-        config = engine.knobs(smollm, ROOMY).complete(knobs)
+        config = engine.knobs(EngineSpec(), smollm, ROOMY).complete(knobs)
         with pytest.raises(ConfigurationImpossible, match=reason):
             engine.plan(EngineSpec(), smollm, config, ROOMY)
 
     def test_memory_is_planned_and_explained(self, smollm):
         engine = LlamaCpp()
-        config = engine.knobs(smollm, ROOMY).complete({"kv_tokens": 65536})
+        config = engine.knobs(EngineSpec(), smollm, ROOMY).complete({"kv_tokens": 65536})
         plan = engine.plan(EngineSpec(), smollm, config, ROOMY)
         # 30 layers, 3 KV heads of 64, keys and values, 2 bytes: 23,040 bytes a token.
         kv_bytes = 65536 * 23040
@@ -87,7 +87,7 @@ class TestLlamaCppRules:
         from dataclasses import replace
 
         engine = LlamaCpp()
-        plan = engine.plan(EngineSpec(), smollm, engine.knobs(smollm, limits()).default(), limits())
+        plan = engine.plan(EngineSpec(), smollm, engine.knobs(EngineSpec(), smollm, limits()).default(), limits())
         broken = replace(plan, argv=tuple(break_it(plan.argv)))
         with pytest.raises(EngineStartError) as caught, launch(engine, EngineSpec(), broken, tmp_path / "log"):
             pass
@@ -100,7 +100,7 @@ class TestLlamaCppRules:
         short = tmp_path / "short.gguf"
         short.write_bytes(smollm.variants["q4_0"].read_bytes()[:30_000_000])
         engine = LlamaCpp()
-        plan = engine.plan(EngineSpec(), smollm, engine.knobs(smollm, limits()).default(), limits())
+        plan = engine.plan(EngineSpec(), smollm, engine.knobs(EngineSpec(), smollm, limits()).default(), limits())
         argv = tuple(str(short) if a.endswith(".gguf") else a for a in plan.argv)
         with (
             pytest.raises(EngineStartError) as caught,
@@ -126,7 +126,7 @@ class TestAttached(engine_suite.EngineSuite):
     @classmethod
     def server(cls, smollm, tmp_path_factory):
         llama = LlamaCpp()
-        plan = llama.plan(EngineSpec(), smollm, llama.knobs(smollm, limits()).default(), limits())
+        plan = llama.plan(EngineSpec(), smollm, llama.knobs(EngineSpec(), smollm, limits()).default(), limits())
         with launch(llama, EngineSpec(), plan, tmp_path_factory.mktemp("server") / "log") as running:
             cls.spec = EngineSpec(name="attached", base_url=running.endpoint.base_url)
             yield
@@ -140,7 +140,7 @@ class TestAttached(engine_suite.EngineSuite):
 
     def test_nobody_there_is_said_with_the_address(self, model, tmp_path):
         spec = EngineSpec(name="attached", base_url="http://127.0.0.1:9/v1")
-        plan = self.engine.plan(spec, model, self.engine.knobs(model, limits()).default(), limits())
+        plan = self.engine.plan(spec, model, self.engine.knobs(spec, model, limits()).default(), limits())
         with (
             pytest.raises(EngineStartError, match=r"127\.0\.0\.1:9/v1 does not answer"),
             launch(self.engine, spec, plan, tmp_path / "log"),
@@ -151,7 +151,7 @@ class TestAttached(engine_suite.EngineSuite):
         monkeypatch.delenv("NO_SUCH_KEY", raising=False)
         spec = EngineSpec(name="attached", base_url="http://127.0.0.1:9/v1", api_key_env="NO_SUCH_KEY")
         with pytest.raises(UserError, match="environment variable NO_SUCH_KEY is not set"):
-            self.engine.plan(spec, model, self.engine.knobs(model, limits()).default(), limits())
+            self.engine.plan(spec, model, self.engine.knobs(spec, model, limits()).default(), limits())
         monkeypatch.setenv("NO_SUCH_KEY", "s3cret")
-        plan = self.engine.plan(spec, model, self.engine.knobs(model, limits()).default(), limits())
+        plan = self.engine.plan(spec, model, self.engine.knobs(spec, model, limits()).default(), limits())
         assert "s3cret" not in repr(plan)

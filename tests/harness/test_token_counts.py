@@ -124,7 +124,7 @@ def test_the_real_server_counts_what_was_asked_within_one(tmp_path, api):
     engine = LlamaCpp()
     spec = EngineSpec()
     model = store.resolve(ModelRef(name="smollm2-135m-instruct", context_tokens=1024), build=True)
-    plan = engine.plan(spec, model, engine.knobs(model, limits()).default(), limits())
+    plan = engine.plan(spec, model, engine.knobs(spec, model, limits()).default(), limits())
     asked = Workload.model_validate(
         {
             "api": api,

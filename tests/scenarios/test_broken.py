@@ -91,6 +91,13 @@ EVERY_TRAFFIC = {
     },
     "slo": {},
 }
+EVERY_SIMULATED = {
+    "name": "every-simulated",
+    "model": {"simulated": "8b", "context_tokens": 512},
+    "engine": {"name": "simulated", "accelerator": "h100", "accelerators": 2, "version": "2"},
+    "workload": {"prompt_tokens": {"mean": 9.0}, "output_tokens": {"mean": 9.0}},
+    "slo": {"ttft": {"target_ms": 500.0}},
+}
 JUNK = [None, True, "", "junk", "8", -1, 0, 2.5, 10**30, float("nan"), float("-inf"), [], [[1]], {}, {"junk": 1}]
 JARGON = (
     "Input should be",
@@ -141,6 +148,7 @@ def test_the_key_itself_is_never_repeated():
 EVERY_PLACE = [
     *((EVERY_KEY, path) for path in places(EVERY_KEY)),
     *((EVERY_TRAFFIC, path) for path in places(EVERY_TRAFFIC) if path[0] == "workload"),
+    *((EVERY_SIMULATED, path) for path in places(EVERY_SIMULATED) if path[0] in ("model", "engine")),
 ]
 
 
@@ -158,7 +166,7 @@ def test_junk_anywhere_is_refused_in_plain_words_or_taken(tmp_path, base, path):
             assert load(file) != Scenario.model_validate(base) or junk == at(base, path)
 
 
-@pytest.mark.parametrize("base", [EVERY_KEY, EVERY_TRAFFIC])
+@pytest.mark.parametrize("base", [EVERY_KEY, EVERY_TRAFFIC, EVERY_SIMULATED])
 def test_the_file_with_every_key_is_fine(tmp_path, base):
     file = tmp_path / "every.yaml"
     file.write_text(dump_yaml(Scenario.model_validate(base)), encoding="utf-8")

@@ -1,0 +1,197 @@
+"""The simulated engine in virtual time: a whole schedule served at once, without HTTP and without waiting.
+
+Knows nothing of laboratories or searches. What it returns is *simulated*, never a measurement.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from harness.engines.simulated import scheduler
+from harness.engines.simulated.compiled import compiled
+from harness.engines.simulated.paged import FREE, USED_MOST, Int64s
+from harness.engines.simulated.scheduler import (
+    ACCEPTED,
+    COMPUTED_TOKENS,
+    DRAFTED,
+    FOUND_TOKENS,
+    GIVEN,
+    PREEMPTIONS,
+    RUNNING,
+    STEPS,
+    WAITING,
+    Core,
+    Floats,
+    Limits,
+    StepLaw,
+)
+
+
+class Serving(Protocol):
+    """What of an engine decides over its answers: `law.Law`, or a law under test."""
+
+    @property
+    def limits(self) -> Limits: ...
+
+    @property
+    def steps(self) -> StepLaw: ...
+
+    @property
+    def replicas(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """Arrays of one length, in order of arrival.
+
+    ``prefix``: dense numbers from 0, -1 for none. The first ``prefix_tokens`` of a request's prompt and answer are
+    those of every other request with the same number, as far as both reach.
+    """
+
+    arrival_s: Floats
+    prompt_tokens: Int64s
+    output_tokens: Int64s
+    prefix: Int64s
+    prefix_tokens: Int64s
+
+    def __post_init__(self) -> None:
+        lengths = {len(a) for a in (self.prompt_tokens, self.output_tokens, self.prefix, self.prefix_tokens)}
+        if lengths != {len(self.arrival_s)}:
+            raise ValueError(f"arrays must have one length, got {len(self.arrival_s)} arrivals and {sorted(lengths)}")
+        if np.any(np.diff(self.arrival_s) < 0):
+            raise ValueError("arrival_s must not fall")
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What became of each request (arrays, in order of arrival), and of the engine. Simulated.
+
+    first_token_s, done_s: on the clock of the arrivals; inf: rejected. tpot_s: per token after the first; NaN where
+    there is none. kv_blocks_peak, kv_blocks: of one replica; kv_blocks_free_at_end: of all, found again ones included.
+    """
+
+    first_token_s: Floats
+    done_s: Floats
+    tpot_s: Floats
+    preemptions: int
+    prefix_hit_tokens: int
+    computed_tokens: int
+    kv_blocks: int
+    kv_blocks_peak: int
+    kv_blocks_free_at_end: int
+    steps: int
+    busy_s: float
+    drafted_tokens: int
+    accepted_tokens: int
+
+
+def serve(law: Serving, requests: Requests, seed: int = 0) -> Served:
+    """Equal arguments, equal answers. ``seed`` decides which drafted tokens are accepted, nothing else."""
+    n = len(requests)
+    first, done = np.full(n, np.inf), np.full(n, np.inf)
+    counts = np.zeros(9, np.int64)
+    peak, free, busy = 0, 0, 0.0
+    for replica in range(law.replicas):
+        mine = slice(replica, n, law.replicas)
+        core = _prepared(law, requests, mine, seed + replica)
+        busy += _run(core, requests.arrival_s[mine], first[mine], done[mine])
+        counts += core.counts[: len(counts)]
+        peak = max(peak, int(core.kv.counts[USED_MOST]))
+        free += int(core.kv.counts[FREE])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        tpot = np.where(
+            (requests.output_tokens > 1) & np.isfinite(done), (done - first) / (requests.output_tokens - 1), np.nan
+        )
+    return Served(
+        first_token_s=first,
+        done_s=done,
+        tpot_s=tpot,
+        preemptions=int(counts[PREEMPTIONS]),
+        prefix_hit_tokens=int(counts[FOUND_TOKENS]),
+        computed_tokens=int(counts[COMPUTED_TOKENS]),
+        kv_blocks=law.limits.blocks,
+        kv_blocks_peak=peak,
+        kv_blocks_free_at_end=free,
+        steps=int(counts[STEPS]),
+        busy_s=busy,
+        drafted_tokens=int(counts[DRAFTED]),
+        accepted_tokens=int(counts[ACCEPTED]),
+    )
+
+
+def _prepared(law: Serving, requests: Requests, mine: slice, seed: int) -> Core:
+    prefix = requests.prefix[mine]
+    longest = np.zeros(int(requests.prefix.max(initial=-1)) + 1, np.int64)
+    if law.limits.prefix_caching:
+        known = prefix >= 0
+        np.maximum.at(longest, prefix[known], requests.prefix_tokens[mine][known])
+    core = scheduler.core(law.limits, law.steps, len(prefix), longest, seed)
+    core.prompt_tokens[:] = requests.prompt_tokens[mine]
+    core.output_tokens[:] = requests.output_tokens[mine]
+    core.prefix[:] = prefix
+    core.prefix_tokens[:] = requests.prefix_tokens[mine]
+    return core
+
+
+@compiled
+def _run(core: Core, arrival_s: Floats, first_s: Floats, done_s: Floats) -> float:
+    """Fills ``first_s`` and ``done_s``; returns the seconds in which the engine was not idle."""
+    now, busy = 0.0, 0.0
+    coming = 0
+    n = len(arrival_s)
+    while True:
+        while coming < n and arrival_s[coming] <= now:
+            if scheduler.fits(core.limits, core.prompt_tokens[coming], core.output_tokens[coming]):
+                scheduler.enqueue(core, coming)
+            coming += 1
+        if core.counts[RUNNING] + core.counts[WAITING] == 0:
+            if coming == n:
+                return busy
+            now = arrival_s[coming]
+            continue
+        seconds = scheduler.step(core)
+        now += seconds
+        busy += seconds
+        for i in range(core.load[GIVEN]):
+            sequence = core.given_to[i]
+            if core.given[i] > 0:
+                if core.generated[sequence] == core.given[i]:
+                    first_s[sequence] = now
+                if core.generated[sequence] == core.output_tokens[sequence]:
+                    done_s[sequence] = now
+
+
+def draw(
+    n: int,
+    rate_rps: float,
+    rng: np.random.Generator,
+    *,
+    gap_cv: float = 1.0,
+    prompt_tokens: tuple[float, float] = (1000.0, 1.0),
+    output_tokens: tuple[float, float] = (200.0, 1.0),
+    longest_tokens: int = 8192,
+    prefixes: int = 0,
+    prefix_tokens: int = 0,
+) -> Requests:
+    """``n`` requests with gamma gaps and lognormal lengths, each given as (mean, coefficient of variation).
+
+    ``gap_cv`` 1 is a Poisson process. Lengths are clipped so that prompt and answer are ``longest_tokens`` at most.
+    With ``prefixes`` > 0 every prompt begins with the first ``prefix_tokens`` of one of them, all equally likely.
+    """
+    arrivals = np.cumsum(rng.gamma(1 / gap_cv**2, gap_cv**2 / rate_rps, n))
+    outputs = np.minimum(_lognormal(*output_tokens, n, rng), longest_tokens // 2)
+    prompts = np.minimum(_lognormal(*prompt_tokens, n, rng), longest_tokens - outputs)
+    prefix = rng.integers(0, prefixes, n) if prefixes else np.full(n, -1, np.int64)
+    if prefixes:
+        prompts = np.clip(prompts, prefix_tokens + 1, longest_tokens - outputs)
+    return Requests(arrivals, prompts, outputs, prefix, np.full(n, prefix_tokens, np.int64))
+
+
+def _lognormal(mean: float, cv: float, n: int, rng: np.random.Generator) -> Int64s:
+    spread2 = np.log1p(cv**2)
+    drawn = rng.lognormal(np.log(mean) - spread2 / 2, np.sqrt(spread2), n)
+    return np.maximum(1, np.rint(drawn)).astype(np.int64)
