@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from harness.engines.base import ResolvedModel
 from harness.errors import ModelCorrupt, ModelNotFound
 from harness.measurement import Record
-from harness.models import gguf_variants
+from harness.models import gguf_variants, hugging_face
 from harness.models.catalog import KNOWN, KnownModel
 from harness.models.fetch import download
 from harness.models.gguf_header import read_header
@@ -73,6 +73,10 @@ def resolve(ref: ModelRef, *, build: bool, on_progress: Progress = silent) -> Re
     """
     if ref.served_as is not None:
         return ResolvedModel(ref, ref.label, reference_variant="served")
+    if ref.path is not None and (folder := Path(ref.path).expanduser().resolve()).is_dir():
+        return hugging_face.in_folder(ref, folder, _remembered_sha256)
+    if ref.name in hugging_face.HUB:
+        return hugging_face.of_hub(ref, hugging_face.HUB[ref.name], cache_folder())
     model = _known(ref.label) if ref.path is None else _local(Path(ref.path).expanduser().resolve())
     if build:
         model.fill(model.wanted, on_progress, replace_corrupt=False)
