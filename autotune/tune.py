@@ -29,6 +29,12 @@ def tune(
     seed: Annotated[int | None, typer.Option(help="Instead of search.seed.", min=0)] = None,
     tracker: Annotated[list[str] | None, typer.Option(help="Where to record: mlflow, wandb. Default: mlflow.")] = None,
     track: Annotated[bool, typer.Option(help="--no-track: record nowhere but in the run folder.")] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan, its memory and its time; start nothing.")
+    ] = False,
+    assume_gpus: Annotated[
+        str | None, typer.Option(help="With --dry-run: as if there were these GPUs, e.g. 1x80 (GiB).")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the answer.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -47,8 +53,8 @@ def tune(
 
     changes = {"trials": trials, "wall_clock_s": _seconds(budget) if budget else None}
     wanted = _overridden(load(scenario), budget=changes, search={"tuner": tuner, "seed": seed})
-    if resume and any(value is not None for value in (trials, budget, tuner, seed)):
-        raise UserError("--resume goes on as the study was asked for: leave --trials, --budget, --tuner, --seed away")
+    asked_otherwise = any(value is not None for value in (trials, budget, tuner, seed))
+    _refuse_or_only_look(wanted, resume and asked_otherwise, dry_run, assume_gpus, json=json)
     folder = study_folder(run, wanted.name, resume=resume)
     if resume and (folder / "scenario.yaml").exists():
         wanted = load(folder / "scenario.yaml")  # as it was asked when the study began
@@ -94,6 +100,22 @@ def tune(
         next_step(f"open {page}" if winner.outcome != "none_feasible" else "relax the slo, or widen search.knobs")
     if winner.outcome == "none_feasible":
         raise typer.Exit(1)
+
+
+def _refuse_or_only_look(
+    wanted: "Scenario", resumed_otherwise: bool, dry_run: bool, assume_gpus: str | None, *, json: bool
+) -> None:
+    """Options that contradict each other; and --dry-run, which ends here."""
+    from autotune import dry_run as dry_runs
+    from scenarios.errors import UserError
+
+    if resumed_otherwise:
+        raise UserError("--resume goes on as the study was asked for: leave --trials, --budget, --tuner, --seed away")
+    if dry_run:
+        dry_runs.show(wanted, assume_gpus, json=json)
+        raise typer.Exit
+    if assume_gpus is not None:
+        raise UserError("--assume-gpus has a meaning only with --dry-run")
 
 
 def _overridden(scenario: "Scenario", **sections: Mapping[str, object]) -> "Scenario":

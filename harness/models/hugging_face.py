@@ -5,7 +5,7 @@ Knows nothing of GGUF or of engines.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,17 @@ PUBLISHED = "published"
 
 @dataclass(frozen=True, slots=True)
 class HubModel:
-    """``config``: what a memory plan needs of the repository's config.json, so that one can be made without it."""
+    """``config``: what a memory plan needs of the repository's config.json, so that one can be made without it.
+
+    ``gguf``: the known model from whose GGUF file it can be built, where the hub cannot be reached.
+    """
 
     name: str
     license: str
     repository: str
     revision: str
     config: Mapping[str, Any]
+    gguf: str | None = None
 
 
 HUB = {
@@ -51,6 +55,25 @@ HUB = {
                 "tie_word_embeddings": False,
             },
         ),
+        HubModel(
+            name="smollm2-135m-instruct-hf",
+            license="Apache-2.0",
+            repository="HuggingFaceTB/SmolLM2-135M-Instruct",
+            revision="12fd25f77366fa6b3b4b768ec3050bf629380bac",
+            config={
+                "architectures": ["LlamaForCausalLM"],
+                "num_hidden_layers": 30,
+                "hidden_size": 576,
+                "intermediate_size": 1536,
+                "num_attention_heads": 9,
+                "num_key_value_heads": 3,
+                "vocab_size": 49152,
+                "max_position_embeddings": 8192,
+                "torch_dtype": "bfloat16",
+                "tie_word_embeddings": True,
+            },
+            gguf="smollm2-135m-instruct",
+        ),
     )
 }
 
@@ -64,8 +87,15 @@ def in_folder(ref: ModelRef, folder: Path, file_digest: Callable[[Path], str]) -
     return ResolvedModel(ref, folder.name, PUBLISHED, {PUBLISHED: folder}, {PUBLISHED: whole})
 
 
-def of_hub(ref: ModelRef, model: HubModel, cache: Path) -> ResolvedModel:
-    """The engine fetches the weights; here is only what plans need."""
+def built_folder(model: HubModel, cache: Path) -> Path:
+    """Where `autotune models build` puts it."""
+    return cache / f"{model.name}-built"
+
+
+def of_hub(ref: ModelRef, model: HubModel, cache: Path, file_digest: Callable[[Path], str]) -> ResolvedModel:
+    """The folder that was built here; else the engine fetches the weights, and here is only what plans need."""
+    if (built_folder(model, cache) / CONFIG).is_file():
+        return replace(in_folder(ref, built_folder(model, cache), file_digest), label=model.name)
     folder = cache / "hub" / model.name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(dict(model.config), indent=2), encoding="utf-8")

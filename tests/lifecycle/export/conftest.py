@@ -1,14 +1,17 @@
 """Random deployments of both engines: points of the engine's own space, and words that break quoting."""
 
+import json
 import random
 import sys
 from pathlib import Path
 
 import pytest
 
-from harness.engines.base import ResolvedModel
+from harness.engines.base import HostLimits, ResolvedModel
 from harness.engines.llamacpp import LlamaCpp
+from harness.engines.vllm.adapter import Vllm, VllmCpu
 from harness.errors import ConfigurationImpossible
+from harness.models.hugging_face import HUB, in_folder, of_hub
 from scenarios.space import ServingConfig
 from scenarios.spec import EngineSpec, ModelRef
 
@@ -46,6 +49,39 @@ def llama_deployments(llama_model):
                     engine="llamacpp",
                     label=llama_model.label,
                     model=str(llama_model.variants["f16"]),
+                )
+            )
+        return found
+
+    return deployments
+
+
+@pytest.fixture(scope="session")
+def vllm_deployments(tmp_path_factory):
+    """``vllm_deployments(n, seed)``: random points of vLLM's whole space, with and without GPUs in turn."""
+    cache = tmp_path_factory.mktemp("cache")
+    of_the_hub = of_hub(ModelRef(name="llama-3.1-8b-instruct"), HUB["llama-3.1-8b-instruct"], cache, str)
+    folder = tmp_path_factory.mktemp("models") / "grün 'n' 100% $HOME"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(dict(HUB["smollm2-135m-instruct-hf"].config)))
+    (folder / "model.safetensors").write_bytes(b"x" * 1000)
+    in_a_folder = in_folder(ModelRef(path=str(folder)), folder, str)
+    gpus = HostLimits(64, 1 << 50, (80 << 30,) * 8)
+
+    def deployments(n, seed):
+        rng = random.Random(seed)
+        found = []
+        while len(found) < n:
+            engine, model = [(Vllm(), of_the_hub), (VllmCpu(), in_a_folder)][len(found) % 2]
+            spec = EngineSpec(name=engine.name)
+            config = random_config(engine.knobs(spec, model, gpus), rng)
+            try:
+                plan = engine.plan(spec, model, config, gpus)
+            except ConfigurationImpossible:
+                continue
+            found.append(
+                deployment_of(
+                    config, plan.deploy_argv, plan.env, engine=engine.name, label=model.label, model=plan.deploy_argv[2]
                 )
             )
         return found

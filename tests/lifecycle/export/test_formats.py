@@ -25,8 +25,8 @@ def suite_of(name):
         exporter = plugins.load("exporters", name)()
 
         @pytest.fixture
-        def deployments(self, llama_deployments, hazardous):
-            return [*llama_deployments(6, 1), *hazardous(24, 2)]
+        def deployments(self, llama_deployments, vllm_deployments, hazardous):
+            return [*llama_deployments(3, 1), *vllm_deployments(4, 1), *hazardous(12, 2)]
 
     return Suite
 

@@ -1,4 +1,4 @@
-"""600 random configurations through every format and back, and what each refuses."""
+"""800 random configurations through every format and back, and what each refuses."""
 
 from collections import Counter
 
@@ -33,6 +33,12 @@ def through_every_format(deployments):
 def test_llama_cpp(llama_deployments):
     carried = through_every_format(llama_deployments(300, 11))
     assert carried == dict.fromkeys(("winner", "shell", "systemd", "compose", "k8s", "llamacpp"), 300)
+
+
+def test_vllm(vllm_deployments):
+    carried = through_every_format(vllm_deployments(300, 13))
+    all_but_one = [name for name in plugins.names("exporters") if name != "llamacpp"]
+    assert carried == dict.fromkeys(all_but_one, 300)
 
 
 def test_words_that_break_quoting(hazardous):
