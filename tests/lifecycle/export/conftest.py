@@ -31,7 +31,7 @@ def llama_model(tmp_path_factory):
 def llama_deployments(llama_model):
     """``llama_deployments(n, seed)``: random points of llama.cpp's whole space."""
     engine = LlamaCpp()
-    space = engine.knobs(llama_model, ROOMY)
+    space = engine.knobs(EngineSpec(), llama_model, ROOMY)
 
     def deployments(n, seed):
         rng = random.Random(seed)
