@@ -12,7 +12,11 @@ from autotune.console import JsonOption, emit_json, err, next_step, out
 from autotune.runs import make_folder, study_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lifecycle.registry.sync import Attempt
     from scenarios.spec import Scenario
+    from tuners.results import Winner
 
 DURATION_UNITS_S = {"s": 1, "m": 60, "h": 3600}
 
@@ -28,6 +32,7 @@ def tune(
     tuner: Annotated[str | None, typer.Option(help="Instead of search.tuner: tpe, random, grid …")] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of search.seed.", min=0)] = None,
     tracker: Annotated[list[str] | None, typer.Option(help="Where to record: mlflow, wandb. Default: mlflow.")] = None,
+    workers: Annotated[int, typer.Option(help="Load processes on this machine.", min=1)] = 1,
     track: Annotated[bool, typer.Option(help="--no-track: record nowhere but in the run folder.")] = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan, its memory and its time; start nothing.")
@@ -40,12 +45,11 @@ def tune(
 ) -> None:
     """Find the serving configuration that gives the most under the scenario's targets, and prove it."""
     from autotune.live import Watch
-    from autotune.report import print_answer
     from harness import plugins
     from harness.bench import prepare
+    from harness.load.fleet import Fleet
     from lifecycle.registry.sync import mirror_all
-    from reports import html, records
-    from reports.view import answer
+    from reports import html
     from scenarios.errors import UserError
     from scenarios.load import load
     from tuners.laboratory import Laboratory
@@ -62,7 +66,7 @@ def tune(
         with Watch(err, quiet=quiet or json) as watch:
             watch.note(f"run folder: {folder}")
             make_folder(folder)
-            subject = prepare(wanted, folder, watch, build=True)
+            subject = prepare(wanted, folder, watch, build=True, fleet=Fleet(workers))
             space = subject.space().narrowed(wanted.search.knobs)
             if not space.free:
                 raise UserError(
@@ -88,6 +92,16 @@ def tune(
         err.print(f"\nstopped. Everything finished is kept in {folder}; go on with:", soft_wrap=True)
         err.print(f"  autotune tune {shlex.quote(scenario)} --run {shlex.quote(str(folder))} --resume", soft_wrap=True)
         raise typer.Exit(130) from None
+    _tell(folder, page, winner, mirrors, json=json)
+    if winner.outcome == "none_feasible":
+        raise typer.Exit(1)
+
+
+def _tell(folder: Path, page: Path, winner: "Winner", mirrors: "Sequence[Attempt]", *, json: bool) -> None:
+    from autotune.report import print_answer
+    from reports import records
+    from reports.view import answer
+
     if json:
         documents = [m.model_dump(mode="json") for m in mirrors]
         emit_json(
@@ -98,8 +112,6 @@ def tune(
         for line in (*mirrors, f"report: {page}", f"winner: {folder / 'winner.json'}"):
             out.print(str(line), soft_wrap=True, markup=False)
         next_step(f"open {page}" if winner.outcome != "none_feasible" else "relax the slo, or widen search.knobs")
-    if winner.outcome == "none_feasible":
-        raise typer.Exit(1)
 
 
 def _refuse_or_only_look(

@@ -6,8 +6,6 @@ Knows nothing of searching: it measures the configuration it is given.
 import contextlib
 import json
 import math
-import time
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -21,24 +19,26 @@ from harness import audit, plugins
 from harness.engines.base import Engine, HostLimits, LaunchPlan, ResolvedModel, SaysWhatItRuns
 from harness.errors import EngineCrashed, EngineHung
 from harness.host import limits
-from harness.judge import allowed_misses, judge, live_hopeless
+from harness.judge import judge
 from harness.ledger import unusable
 from harness.load import payload
 from harness.load.driver import drive
 from harness.load.fleet import ALONE, Fleet, is_loopback
 from harness.load.records import LiveCounters, LoadPlan, LoadResult, PlannedRequest
-from harness.measurement import EngineIdentity, Measurement, RunKind, Telemetry, Verdict
+from harness.measurement import EngineIdentity, Measurement, RunKind, Verdict
 from harness.meters import HostMeters, is_here
 from harness.models.store import resolve
 from harness.observe import Observed, RunContext, Target, summarise
+from harness.stopping import StopWhen, certain_misses, concerned, hopeless
 from harness.supervise import Running, complete, launch
+from harness.telemetry import EngineTree
 from scenarios import workload as schedules
 from scenarios.errors import UserError
 from scenarios.space import SearchSpace, ServingConfig
 from scenarios.spec import Scenario
 from scenarios.traffic import Workload
 from scenarios.words import estimated_tokens
-from scenarios.workload import Schedule, ScheduledRequest, Words
+from scenarios.workload import Schedule, Words
 
 NS = 1_000_000_000
 DRAIN_PROBES = 3
@@ -228,7 +228,7 @@ class Session:
             duration_s=self.ramp_seconds(start_rps, end_rps),
             seed=seed,
         )
-        most = {t.metric: max(8, len(_concerned(schedule, t)) // 5) for t in self.subject.targets}
+        most = {t.metric: max(8, len(concerned(schedule, t)) // 5) for t in self.subject.targets}
         plan = self._load_plan(schedule, drain_s=1.0, stop_after_misses=most)
         return self._measure("ramp", plan, schedule, warmup_s=0.0, targets=self.subject.targets, name=name)
 
@@ -249,26 +249,16 @@ class Session:
         schedule = schedules.hold(
             self.workload, self.words, rate_rps=rate_rps, duration_s=warmup_s + seconds, seed=seed
         )
-        misses = _certain_misses(schedule, warmup_s, self.subject.targets) if until_certain else None
+        misses = certain_misses(schedule, warmup_s, self.subject.targets) if until_certain else None
         plan = self._load_plan(schedule, drain_s=self._patience_s(), stop_after_misses=misses, misses_from_s=warmup_s)
-        stop_when = self._hopeless(schedule, warmup_s) if until_certain else None
+        stop_when = (
+            hopeless(schedule, warmup_s, self.subject.targets, self.subject.scenario.slo.alpha)
+            if until_certain
+            else None
+        )
         return self._measure(
             "hold", plan, schedule, warmup_s=warmup_s, targets=self.subject.targets, name=name, stop_when=stop_when
         )
-
-    def _hopeless(self, schedule: Schedule, warmup_s: float) -> "StopWhen":
-        """Whether the counters speak against any target. All requests due by then count as seen: the careful side."""
-        targets, alpha = self.subject.targets, self.subject.scenario.slo.alpha
-        due_s = {t: sorted(r.t_int_ns / NS for r in _concerned(schedule, t, warmup_s)) for t in targets}
-
-        def hopeless(counters: LiveCounters) -> bool:
-            seen = {t: bisect_right(due_s[t], counters.elapsed_s) for t in targets}
-            return any(
-                live_hopeless(min(counters.misses.get(t.metric, 0), n), n, t.percentile, alpha / len(targets))
-                for t, n in seen.items()
-            )
-
-        return hopeless
 
     def closed(self, seconds: float, seed: int, name: str) -> Loaded:
         """``workload.arrivals.concurrency`` requests kept in flight for ``seconds`` after the warm-up."""
@@ -360,7 +350,7 @@ class Session:
         targets: tuple[Target, ...],
         name: str | None = None,
         seconds: float | None = None,
-        stop_when: "StopWhen | None" = None,
+        stop_when: StopWhen | None = None,
     ) -> Loaded:
         """``seconds``: when a schedule without times of its own (closed loop) ends."""
         folder = self.folder / (name or kind)
@@ -375,7 +365,7 @@ class Session:
             "kind": kind,
             "config_digest": self.plan.config.digest,
         }
-        meters, tree = HostMeters(_engine_here(self.running)), _Tree(self.running)
+        meters, tree = HostMeters(_engine_here(self.running)), EngineTree(self.running)
         before = self._engine_metrics()
         load = self._drive(plan, folder, metadata, stop_when=stop_when, looks=(tree.look, meters.look))
         reading = meters.reading()
@@ -418,7 +408,7 @@ class Session:
         folder: Path,
         metadata: Mapping[str, str],
         *,
-        stop_when: "StopWhen | None" = None,
+        stop_when: StopWhen | None = None,
         looks: Sequence[Callable[[], None]] = (),
     ) -> LoadResult:
         def on_live(counters: LiveCounters) -> bool:
@@ -468,55 +458,3 @@ def _engine_here(running: Running) -> Callable[[], list[psutil.Process]] | None:
     if running.process is not None:
         return running.tree
     return None if is_here(running.endpoint.root_url) else list
-
-
-class StopWhen(Protocol):
-    def __call__(self, counters: LiveCounters, /) -> bool: ...
-
-
-class _Tree:
-    """CPU and memory of the engine's processes between its construction and ``telemetry``."""
-
-    def __init__(self, running: Running) -> None:
-        self._running = running
-        self._started = time.monotonic()
-        self._cpu_before = self._cpu_s()
-        self._rss_peak = 0
-        self.look()
-
-    def look(self) -> None:
-        resident = 0
-        for process in self._running.tree():
-            with contextlib.suppress(psutil.Error):
-                resident += process.memory_info().rss
-        self._rss_peak = max(self._rss_peak, resident)
-
-    def telemetry(self, engine_metrics: dict[str, float]) -> Telemetry:
-        if not self._running.tree():
-            return Telemetry(engine_metrics=engine_metrics)
-        self.look()
-        share = (self._cpu_s() - self._cpu_before) / max(1e-9, time.monotonic() - self._started)
-        return Telemetry(rss_peak_bytes=self._rss_peak, cpu_share=share, engine_metrics=engine_metrics)
-
-    def _cpu_s(self) -> float:
-        spent = 0.0
-        for process in self._running.tree():
-            with contextlib.suppress(psutil.Error):
-                times = process.cpu_times()
-                spent += times.user + times.system
-        return spent
-
-
-def _concerned(schedule: Schedule, target: Target, from_s: float = 0.0) -> list[ScheduledRequest]:
-    """The requests that a target may be about. Later turns of a session may become due at any time."""
-    return [
-        r
-        for r in schedule.requests
-        if (not target.traffic_class or r.traffic_class == target.traffic_class)
-        and (r.t_int_ns >= from_s * NS or r.session is not None)
-    ]
-
-
-def _certain_misses(schedule: Schedule, from_s: float, targets: tuple[Target, ...]) -> dict[str, int]:
-    """Target -> so many misses of the requests due from ``from_s`` put its percentile above it for certain."""
-    return {t.metric: 1 + allowed_misses(len(_concerned(schedule, t, from_s)), t.percentile) for t in targets}

@@ -35,4 +35,8 @@ class Room(NamedTuple):
         """For what the kernel refused all the same."""
         if number == errno.EADDRNOTAVAIL:
             return f"no port is free, counting those still waiting after a close: {MORE_PORTS}"
-        return MORE_DESCRIPTORS if number in (errno.EMFILE, errno.ENFILE) else "the kernel has no memory for it"
+        if number in (errno.EMFILE, errno.ENFILE):
+            return MORE_DESCRIPTORS
+        if number in (errno.ENOBUFS, errno.ENOMEM):
+            return "the kernel has no memory for it"
+        return "the kernel refuses it"

@@ -2,9 +2,9 @@
 
 import pytest
 
-from harness.bench import _certain_misses, _concerned
 from harness.measurement import Audit, Estimate, Measurement, SloCount, Telemetry
 from harness.observe import Target
+from harness.stopping import certain_misses, concerned
 from scenarios.load import load
 from scenarios.words import Words
 from scenarios.workload import hold
@@ -32,10 +32,10 @@ def test_a_run_ends_early_by_the_requests_of_the_class():
     schedule = hold(workload, WORDS, rate_rps=10, duration_s=60, seed=1)
     ttft, chat, extract = (Target(m, 95, 100.0) for m in ("e2e", "chat.ttft", "extract.e2e"))
     in_class = {c: sum(r.traffic_class == c for r in schedule.requests) for c in ("chat", "extract")}
-    assert len(_concerned(schedule, ttft)) == len(schedule.requests)
-    assert len(_concerned(schedule, chat)) == in_class["chat"]
+    assert len(concerned(schedule, ttft)) == len(schedule.requests)
+    assert len(concerned(schedule, chat)) == in_class["chat"]
     late = sum(r.traffic_class == "extract" and r.t_int_ns >= 30e9 for r in schedule.requests)
-    assert _certain_misses(schedule, 30.0, (extract,)) == {"extract.e2e": 1 + late * 5 // 100}
+    assert certain_misses(schedule, 30.0, (extract,)) == {"extract.e2e": 1 + late * 5 // 100}
 
 
 def measured(counts, p95_ms):

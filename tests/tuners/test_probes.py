@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from harness.bench import NS, Session
 from harness.load.records import LiveCounters
 from harness.measurement import SloCount
 from harness.observe import Target
+from harness.stopping import NS, hopeless
 from tuners.evaluate import _probe, _Prober
 
 TARGETS = (Target("ttft", 95, 100.0), Target("tpot", 99, 10.0))
@@ -100,12 +100,11 @@ def counters(elapsed_s, misses):
 
 def test_a_hold_is_given_up_when_its_misses_are_evidence_and_not_before():
     """10 requests/s after a warm-up of 2 s: 100 are judged by second 12."""
-    subject = SimpleNamespace(targets=TARGETS[:1], scenario=SimpleNamespace(slo=SimpleNamespace(alpha=0.05)))
     schedule = SimpleNamespace(
         requests=[SimpleNamespace(t_int_ns=round(i * 0.1 * NS), traffic_class="", session=None) for i in range(1000)]
     )
-    hopeless = Session(subject, None, None, None)._hopeless(schedule, 2.0)
-    assert not hopeless(counters(12.0, 6))
-    assert hopeless(counters(12.0, 30))
-    assert not hopeless(counters(4.0, 20)), "20 requests are no evidence yet"
-    assert not hopeless(counters(90.0, 44)), "5 % of 880 is what a P95 allows"
+    given_up = hopeless(schedule, 2.0, TARGETS[:1], 0.05)
+    assert not given_up(counters(12.0, 6))
+    assert given_up(counters(12.0, 30))
+    assert not given_up(counters(4.0, 20)), "20 requests are no evidence yet"
+    assert not given_up(counters(90.0, 44)), "5 % of 880 is what a P95 allows"
