@@ -76,7 +76,7 @@ def _look(scenario: "Scenario", assume_gpus: str | None) -> Told:
         "control": {
             "command": shlex.join(on_port(control.deploy_argv)),
             "environment": dict(control.env),
-            "notices": list(control.notices),
+            "notices": [*space.notices, *control.notices],
             "memory": control.memory_explained,
             "expected_memory_bytes": control.expected_memory_bytes,
         },

@@ -14,7 +14,9 @@ from autotune.runs import make_folder, study_folder
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from autotune.live import Watch
     from lifecycle.registry.sync import Attempt
+    from scenarios.space import SearchSpace
     from scenarios.spec import Scenario
     from tuners.results import Winner
 
@@ -50,7 +52,6 @@ def tune(
     from harness.load.fleet import Fleet
     from lifecycle.registry.sync import mirror_all
     from reports import html
-    from scenarios.errors import UserError
     from scenarios.load import load
     from tuners.laboratory import Laboratory
     from tuners.study import Asked, Study
@@ -68,10 +69,7 @@ def tune(
             make_folder(folder)
             subject = prepare(wanted, folder, watch, build=True, fleet=Fleet(workers))
             space = subject.space().narrowed(wanted.search.knobs)
-            if not space.free:
-                raise UserError(
-                    f"{wanted.engine.name}: no knob has more than one value: nothing to tune; use `autotune bench`"
-                )
+            _check(space, watch)
             make = plugins.load("tuners", wanted.search.tuner)
             laboratory = Laboratory(subject, space)
             study = Study(
@@ -128,6 +126,16 @@ def _refuse_or_only_look(
         raise typer.Exit
     if assume_gpus is not None:
         raise UserError("--assume-gpus has a meaning only with --dry-run")
+
+
+def _check(space: "SearchSpace", watch: "Watch") -> None:
+    """Says what is left out. Raises UserError where nothing is left to tune."""
+    from scenarios.errors import UserError
+
+    for notice in space.notices:
+        watch.note(notice)
+    if not space.free:
+        raise UserError(f"{space.engine}: no knob has more than one value: nothing to tune; use `autotune bench`")
 
 
 def _overridden(scenario: "Scenario", **sections: Mapping[str, object]) -> "Scenario":

@@ -109,6 +109,8 @@ def prepare(scenario: Scenario, root: Path, observer: Observer, *, build: bool, 
     engine: Engine = plugins.load("engines", scenario.engine.name)()
     # An engine that has no environment of its own need not take the argument.
     version = engine.version(scenario.engine) if scenario.engine.python else engine.version()
+    if scenario.model.simulated is not None:
+        observer.note("simulated: the engine follows a stated law, and no accelerator is measured")
     if scenario.model.served_as is not None or scenario.model.simulated is not None:
         model = ResolvedModel(scenario.model, scenario.model.label, reference_variant="")
     else:

@@ -3,6 +3,7 @@
 Reads raw records where they are still there. Knows nothing of terminals or HTML.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,8 @@ def _caveats(first: StudyRecords, second: StudyRecords) -> tuple[str, ...]:
         "different machines": (_machine(one.host), _machine(two.host)),
         "different kernels": (one.host.kernel, two.host.kernel),
         "different frequency governors": (one.host.governor, two.host.governor),
+        "one of them simulated": (first.simulated, second.simulated),
+        "different accelerators": (_accelerators(one.scenario), _accelerators(two.scenario)),
         "different engine versions": (one.engine_version, two.engine_version),
         "different models": (one.scenario["model"], two.scenario["model"]),
         "different traffic": (one.scenario["workload"], two.scenario["workload"]),
@@ -125,6 +128,11 @@ def _caveats(first: StudyRecords, second: StudyRecords) -> tuple[str, ...]:
         "different objectives": (one.scenario["objective"], two.scenario["objective"]),
     }
     return tuple(what for what, (a, b) in sides.items() if a != b)
+
+
+def _accelerators(scenario: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Those that a simulated engine stands for."""
+    return tuple(scenario["engine"].get(key) for key in ("accelerator", "accelerators", "version"))
 
 
 def _machine(host: Host) -> tuple[Any, ...]:

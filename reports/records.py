@@ -54,6 +54,12 @@ class StudyRecords:
         return str(self.start.scenario.get("name", self.folder.name))
 
     @property
+    def simulated(self) -> bool:
+        """Whether a stated law was measured, not hardware."""
+        measured = [self.reference, *self.trials]
+        return any(m is not None and m.identity is not None and m.identity.simulated for m in measured)
+
+    @property
     def targets_ms(self) -> dict[str, float]:
         """Metric -> resolved target; empty before the reference was measured."""
         return dict(self.reference.targets_ms) if self.reference else {}

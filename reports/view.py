@@ -60,6 +60,7 @@ class Answer:
     deploy: tuple[Deploy, ...]
     command: str
     seconds: float
+    simulated: str = ""  # what to say of it before anything else; empty: real hardware was measured
 
     def to_dict(self) -> dict[str, Any]:
         document: dict[str, Any] = jsonable(asdict(self))
@@ -89,7 +90,17 @@ def answer(records: StudyRecords) -> Answer:
         deploy=_deploy(winner),
         command=records.start.command,
         seconds=sum(t.trial.seconds for t in records.trials),
+        simulated=_simulated(records),
     )
+
+
+def _simulated(records: StudyRecords) -> str:
+    if not records.simulated:
+        return ""
+    engine = records.start.scenario["engine"]
+    count = engine.get("accelerators") or 1
+    named = f"{count} × {engine['accelerator']}" if count > 1 else engine["accelerator"] or "accelerator"
+    return f"Simulated: no {named} was measured. Every figure follows from a stated law."
 
 
 def changed_knobs(records: StudyRecords, trial: int) -> dict[str, Any]:

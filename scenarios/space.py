@@ -29,7 +29,8 @@ class Knob:
 
     ``when``: (other knob, values of it) under which this knob has a meaning; None means always.
     ``affects_output``: whether the generated text may change, so that quality must be measured again.
-    ``recompiles``: whether another value makes the engine compile its kernels or capture its graphs again.
+    ``recompiles``: whether another value makes the engine compile its kernels again.
+    ``repair``: a remedy for a configuration that fails: searched only where the scenario names it.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Knob:
     affects_output: bool = False
     when: tuple[str, tuple[Value, ...]] | None = None
     recompiles: bool = False
+    repair: bool = False
 
     def __post_init__(self) -> None:
         assert self.choices, self.name
@@ -90,10 +92,15 @@ class ServingConfig:
 
 @dataclass(frozen=True, slots=True)
 class SearchSpace:
-    """The knobs an engine offers, narrowed by a scenario. Order matters: a ``when`` points backwards."""
+    """The knobs an engine offers, narrowed by a scenario. Order matters: a ``when`` points backwards.
+
+    ``absent``: knob, value and why the installed engine does not know it, though other releases do. Such a value is
+    left out of the space, with a notice where the scenario asks for it, and never reaches the engine.
+    """
 
     engine: str
     knobs: tuple[Knob, ...]
+    absent: tuple[tuple[str, Value, str], ...] = ()
 
     def __getitem__(self, name: str) -> Knob:
         for knob in self.knobs:
@@ -126,12 +133,25 @@ class SearchSpace:
         """Each knob restricted to ``only[knob]`` (order kept); the others stay at their default alone.
 
         A default outside the restriction stays the default: the control is always the engine's own.
-        An empty ``only`` leaves the space as it is.
+        An empty ``only`` leaves the space as it is, but for what is only a repair.
         """
         if not only:
-            return self
-        wanted = {name: tuple(self[name].parse(str(value)) for value in values) for name, values in only.items()}
-        return replace(self, knobs=tuple(replace(k, choices=wanted.get(k.name, (k.default,))) for k in self.knobs))
+            kept = tuple(replace(k, choices=(k.default,)) if k.repair else k for k in self.knobs)
+            return replace(self, knobs=kept, absent=())
+        absent = tuple(a for a in self.absent if _spelling(a[1]) in map(_spelling, only.get(a[0], ())))
+        left_out = {(name, _spelling(value)) for name, value, _ in absent}
+        wanted = {}
+        for name, values in only.items():
+            known = [value for value in values if (name, _spelling(value)) not in left_out]
+            if known:
+                wanted[name] = tuple(self[name].parse(str(value)) for value in known)
+        knobs = tuple(replace(k, choices=wanted.get(k.name, (k.default,))) for k in self.knobs)
+        return replace(self, knobs=knobs, absent=absent)
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What was asked for and is left out, one line each."""
+        return tuple(f"{name}={_spelling(value)} is left out: {why}" for name, value, why in self.absent)
 
     @property
     def free(self) -> tuple[Knob, ...]:

@@ -120,6 +120,7 @@ def _common(scenario: Scenario, results: Sequence[TrialResult]) -> Mapping[str, 
             "env": {},
         },
         "score_unit": SCORE_UNITS[scenario.objective],
+        "simulated": any(r.identity is not None and r.identity.simulated for r in results),
         "scenario_digest": scenario.digest,
         "workload_digest": scenario.workload.digest,
     }

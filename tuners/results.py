@@ -149,4 +149,5 @@ class Winner(Record):
     nearest_miss: str | None  # none_feasible: which target, by how much
     scenario_digest: str
     workload_digest: str
+    simulated: bool = False  # every figure follows from a stated law; no hardware was measured
     export: dict[str, Any]  # {"llama-server": "llama-server --model … ", "environment": {...}}

@@ -73,6 +73,12 @@ class Recorded:
         """The name under which mirrors gather the studies of one scenario."""
         return f"autotune-{self.scenario.name}"
 
+    @property
+    def simulated(self) -> bool:
+        """Whether a stated law was measured, not hardware."""
+        measured = [self.reference, *self.trials]
+        return any(m is not None and m.identity is not None and m.identity.simulated for m in measured)
+
     def study_params(self) -> Flat:
         host = self.start.host.model_dump(include={"cpu", "cores", "memory_bytes", "gpus", "kernel"})
         told: dict[str, Any] = {
@@ -125,6 +131,7 @@ class Recorded:
         return {
             "engine": self.scenario.engine.name,
             "engine_version": self.start.engine_version,
+            "simulated": str(self.simulated).lower(),
             "host": self.start.host.hostname_hash,
             "scenario_digest": self.start.scenario_digest,
             "workload_digest": self.scenario.workload.digest,
@@ -165,6 +172,7 @@ class Recorded:
             "autotune.feasible": str(trial.feasible).lower(),
             "autotune.config_digest": trial.config_digest,
             "autotune.why": trial.why,
+            "autotune.simulated": str(result.identity is not None and result.identity.simulated).lower(),
         }
         if trial.failure is not None:
             tags["autotune.failure"] = trial.failure

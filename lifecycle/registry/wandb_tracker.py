@@ -105,5 +105,7 @@ class _Group:
         )
         group = self.study.run.resolve().name
         told = {"name": name, "group": group, "job_type": job_type, "config": config}
+        if self.study.simulated:
+            told["tags"] = ["simulated"]
         with self.wandb.init(dir=str(self.folder.parent), id=run_id, resume="allow", settings=settings, **told) as run:
             yield run

@@ -80,10 +80,11 @@ class EngineSuite:
         assert all(isinstance(v, float) for v in self.engine.metrics(running.endpoint).values())
 
     def _sample(self, space: SearchSpace) -> list[ServingConfig]:
-        """The default, and every single-knob change that can be planned with the others at their defaults."""
+        """The default, and every change of one knob (and of what gives it a meaning) that can be planned."""
         configs = [space.default()]
         for knob in space.knobs:
-            configs += [space.complete({knob.name: v}) for v in knob.choices if v != knob.default]
+            needed = {knob.when[0]: knob.when[1][0]} if knob.when else {}
+            configs += [space.complete({**needed, knob.name: v}) for v in knob.choices if v != knob.default]
         return [c for c in configs if self._plannable(c)]
 
     def _plannable(self, config: ServingConfig) -> bool:

@@ -224,15 +224,26 @@ class TestInstalledRelease:
         planned = plan(VllmCpu(), smollm, BOX)
         assert planned.notices == ("the installed vLLM has no --no-enable-log-requests: left out",)
 
-    def test_a_tuned_flag_that_is_unknown_makes_the_configuration_impossible(self, smollm, older):
+    def test_what_it_does_not_know_is_left_out_of_the_space_with_a_notice(self, smollm, older):
         older["--enable-prefix-caching"] = Flag(None, None)
-        with pytest.raises(ConfigurationImpossible, match="the installed vLLM has no --performance-mode"):
-            plan(VllmCpu(), smollm, BOX, performance_mode="throughput")
+        space = VllmCpu().knobs(EngineSpec(name="vllm-cpu"), smollm, BOX)
+        assert space["performance_mode"].choices == ("balanced",)
+        assert space["kv_cache_dtype"].choices == ("auto",)
+        asked = space.narrowed({"kv_cache_dtype": ("auto", "fp8"), "max_num_seqs": (8, 16)})
+        assert asked.notices == (
+            "kv_cache_dtype=fp8 is left out: --kv-cache-dtype: the installed vLLM takes auto, fp8_e5m2, got fp8",
+        )
+        assert asked["max_num_seqs"].choices == (8, 16)
 
-    def test_a_value_it_does_not_take_does_too(self, smollm, older):
+    def test_a_configuration_from_elsewhere_is_impossible(self, smollm, older):
         older["--enable-prefix-caching"] = Flag(None, None)
-        with pytest.raises(ConfigurationImpossible, match="takes auto, fp8_e5m2, got fp8"):
-            plan(VllmCpu(), smollm, BOX, kv_cache_dtype="fp8")
+        config = VllmCpu().knobs(EngineSpec(name="vllm-cpu"), smollm, BOX).default()
+        for knob, value, reason in (
+            ("performance_mode", "throughput", "has no --performance-mode"),
+            ("kv_cache_dtype", "fp8", "takes auto, fp8_e5m2, got fp8"),
+        ):
+            with pytest.raises(ConfigurationImpossible, match=reason):
+                VllmCpu().plan(EngineSpec(name="vllm-cpu"), smollm, config.with_knobs(**{knob: value}), BOX)
 
     def test_its_parser_is_asked_once_per_version(self, tmp_path, monkeypatch):
         asked = []

@@ -1,5 +1,7 @@
 """Knobs, spaces and configurations."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,9 +67,31 @@ def test_narrowing_fixes_what_is_not_named_at_its_default():
     narrow = SPACE.narrowed({"slots": (1, 2)})
     assert [k.name for k in narrow.free] == ["slots"]
     assert narrow.default() == SPACE.default()
-    assert SPACE.narrowed({}) is SPACE
+    assert SPACE.narrowed({}) == SPACE
     assert SPACE.narrowed({"draft": ("NGRAM",)})["draft"].choices == ("ngram",), "spelt as the engine spells it"
     with pytest.raises(UserError, match="slots=8"):
         SPACE.narrowed({"slots": (8,)})
     with pytest.raises(UserError, match="no knob `slotz`"):
         SPACE.narrowed({"slotz": (1,)})
+
+
+def test_what_the_installed_engine_does_not_know_is_left_out_and_said():
+    space = replace(SPACE, absent=(("draft", "eagle", "release 1 has no --draft eagle"), ("fuse", True, "no --fuse")))
+    narrow = space.narrowed({"draft": ("none", "eagle"), "fuse": (True,)})
+    assert narrow["draft"].choices == ("none",)
+    assert narrow.notices == (
+        "draft=eagle is left out: release 1 has no --draft eagle",
+        "fuse=true is left out: no --fuse",
+    )
+    assert space.narrowed({"slots": (1, 2)}).notices == ()
+    with pytest.raises(UserError, match="no knob `fuze`"):
+        space.narrowed({"fuze": (True,)})
+    assert space.narrowed({"draft": ("eagle",)})["draft"].choices == (space["draft"].default,)
+
+
+def test_a_repair_is_searched_only_where_it_is_named():
+    repair = Knob("eager", (False, True), False, "compute", "", repair=True)
+    space = replace(SPACE, knobs=(*SPACE.knobs, repair))
+    assert space.narrowed({})["eager"].choices == (False,)
+    assert space.narrowed({"eager": (False, True)})["eager"].choices == (False, True)
+    assert space.complete({"eager": True}).knobs["eager"] is True

@@ -16,48 +16,43 @@ from harness.engines.simulated.compiled import compiled
 Int32s = NDArray[np.int32]
 Int64s = NDArray[np.int64]
 
-FREE, USED_MOST = 0, 1  # places in `Paged.counts`
+FREE, USED_MOST = range(2)  # in `Paged.counts`
+# columns of `Paged.blocks`. A free block has neighbours in the queue; of a held one, AFTER is the block that its
+# sequence took before it. ENTRY: its place in `Paged.shared`, or -1
+HOLDERS, BEFORE, AFTER, ENTRY = range(4)
+NEWEST, TAKEN, FOUND = range(3)  # columns of `Paged.held`: block taken last, how many taken, how many found in `shared`
 
 
 class Paged(NamedTuple):
-    """Blocks 0 … n-1. Block n of the queue is its end: a ring. -1 is "none"."""
+    """The row after the last block is the end of the queue, which is a ring. -1 is "none"."""
 
     block_tokens: int
-    counts: Int64s  # (2,): free blocks; most that were ever held
-    holders: Int32s  # (blocks,)
-    before: Int32s  # (blocks + 1,) in the queue of free blocks
-    after: Int32s  # (blocks + 1,) same; of a held block: the one that its sequence took before it
-    entry_of: Int64s  # (blocks,) its place in `shared`
-    shared: Int32s  # (sum of the prefixes' blocks,) the block that has it
-    starts: Int64s  # (prefixes + 1,) where each prefix begins in `shared`
-    newest: Int32s  # (sequences,) the block taken last
-    taken: Int32s  # (sequences,) blocks taken from the queue
-    found: Int32s  # (sequences,) blocks found in `shared`, all before those taken
+    counts: Int64s  # (2,): blocks that are free; most that were ever held
+    blocks: Int32s  # (blocks + 1, 4)
+    shared: Int32s  # (known blocks,) the block that has it
+    chain: Int64s  # (sum of the prefixes' blocks,) place in `shared` of each block of each prefix
+    starts: Int64s  # (prefixes + 1,) where each prefix begins in `chain`
+    held: Int32s  # (sequences, 3); those found come before those taken
 
 
-def paged(blocks: int, block_tokens: int, sequences: int, prefix_tokens: Int64s) -> Paged:
-    """An empty cache. ``prefix_tokens``: (prefixes,) the longest that each may become."""
+def paged(blocks: int, block_tokens: int, sequences: int, prefix_tokens: Int64s, known_blocks: int = 0) -> Paged:
+    """An empty cache. ``prefix_tokens``: (prefixes,) the longest that each may become.
+
+    known_blocks: 0: no two prefixes have a block in common. Otherwise whoever enqueues writes into `chain` which of
+    so many known blocks a prefix consists of: prefixes may begin alike.
+    """
     ring = np.arange(blocks + 1, dtype=np.int32)
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(prefix_tokens // block_tokens)])
+    rows = [np.zeros_like(ring), np.roll(ring, 1), np.roll(ring, -1), np.full_like(ring, -1)]
     return Paged(
         block_tokens=block_tokens,
         counts=np.array([blocks, 0], np.int64),
-        holders=np.zeros(blocks, np.int32),
-        before=np.roll(ring, 1),
-        after=np.roll(ring, -1),
-        entry_of=np.full(blocks, -1, np.int64),
-        shared=np.full(int(starts[-1]), -1, np.int32),
+        blocks=np.ascontiguousarray(np.stack(rows, axis=1)),
+        shared=np.full(known_blocks or int(starts[-1]), -1, np.int32),
+        chain=np.arange(starts[-1]),
         starts=starts,
-        newest=np.full(sequences, -1, np.int32),
-        taken=np.zeros(sequences, np.int32),
-        found=np.zeros(sequences, np.int32),
+        held=np.tile(np.array([-1, 0, 0], np.int32), (sequences, 1)),
     )
-
-
-@compiled
-def held(kv: Paged, sequence: int) -> int:
-    """Blocks that ``sequence`` holds."""
-    return int(kv.taken[sequence] + kv.found[sequence])
 
 
 @compiled
@@ -66,7 +61,7 @@ def lookup(kv: Paged, prefix: int, most: int) -> int:
     start = kv.starts[prefix]
     most = min(most, kv.starts[prefix + 1] - start)
     n = 0
-    while n < most and kv.shared[start + n] >= 0:
+    while n < most and kv.shared[kv.chain[start + n]] >= 0:
         n += 1
     return n
 
@@ -77,88 +72,90 @@ def unheld(kv: Paged, prefix: int, n: int) -> int:
     start = kv.starts[prefix]
     count = 0
     for i in range(n):
-        count += kv.holders[kv.shared[start + i]] == 0
+        count += kv.blocks[kv.shared[kv.chain[start + i]], HOLDERS] == 0
     return count
 
 
 @compiled
 def hold(kv: Paged, sequence: int, prefix: int, n: int) -> None:
     """``sequence``, which holds nothing, begins with the first ``n`` blocks of ``prefix``; all are there."""
+    blocks = kv.blocks
     start = kv.starts[prefix]
     for i in range(n):
-        block = kv.shared[start + i]
-        if kv.holders[block] == 0:
-            kv.after[kv.before[block]] = kv.after[block]
-            kv.before[kv.after[block]] = kv.before[block]
+        block = kv.shared[kv.chain[start + i]]
+        if blocks[block, HOLDERS] == 0:
+            blocks[blocks[block, BEFORE], AFTER] = blocks[block, AFTER]
+            blocks[blocks[block, AFTER], BEFORE] = blocks[block, BEFORE]
             kv.counts[FREE] -= 1
-        kv.holders[block] += 1
-    kv.found[sequence] = n
-    _note(kv)
+        blocks[block, HOLDERS] += 1
+    kv.held[sequence, FOUND] = n
 
 
 @compiled
 def take(kv: Paged, sequence: int, n: int) -> None:
-    """``n`` more blocks for ``sequence``; as many are free. What they held for later is forgotten."""
-    end = len(kv.holders)
+    """``n`` more blocks for ``sequence``; as many are free. What was to be found in them is forgotten."""
+    blocks = kv.blocks
+    end = len(blocks) - 1
+    newest = kv.held[sequence, NEWEST]
     for _ in range(n):
-        block = kv.after[end]
-        kv.after[end] = kv.after[block]
-        kv.before[kv.after[block]] = end
-        if kv.entry_of[block] >= 0:
-            kv.shared[kv.entry_of[block]] = -1
-            kv.entry_of[block] = -1
-        kv.holders[block] = 1
-        kv.after[block] = kv.newest[sequence]
-        kv.newest[sequence] = block
-    kv.taken[sequence] += n
+        block = blocks[end, AFTER]
+        blocks[end, AFTER] = blocks[block, AFTER]
+        blocks[blocks[block, AFTER], BEFORE] = end
+        if blocks[block, ENTRY] >= 0:
+            kv.shared[blocks[block, ENTRY]] = -1
+            blocks[block, ENTRY] = -1
+        blocks[block, HOLDERS] = 1
+        blocks[block, AFTER] = newest
+        newest = block
+    kv.held[sequence, NEWEST] = newest
+    kv.held[sequence, TAKEN] += n
     kv.counts[FREE] -= n
-    _note(kv)
+    kv.counts[USED_MOST] = max(kv.counts[USED_MOST], end - kv.counts[FREE])
 
 
 @compiled
 def publish(kv: Paged, sequence: int, prefix: int, first: int, end: int) -> None:
     """Blocks ``first`` … ``end`` - 1 of ``sequence`` are full: others may find them, unless they can already."""
+    blocks = kv.blocks
     start = kv.starts[prefix]
     end = min(end, kv.starts[prefix + 1] - start)
-    index = held(kv, sequence) - 1
-    block = kv.newest[sequence]
-    while index >= max(first, kv.found[sequence]):
-        older = kv.after[block]
-        if index < end and kv.shared[start + index] < 0:
-            kv.shared[start + index] = block
-            kv.entry_of[block] = start + index
-        block = older
+    found = kv.held[sequence, FOUND]
+    index = found + kv.held[sequence, TAKEN] - 1
+    block = kv.held[sequence, NEWEST]
+    while index >= max(first, found):
+        if index < end and kv.shared[kv.chain[start + index]] < 0:
+            kv.shared[kv.chain[start + index]] = block
+            blocks[block, ENTRY] = kv.chain[start + index]
+        block = blocks[block, AFTER]
         index -= 1
 
 
 @compiled
 def release(kv: Paged, sequence: int, prefix: int) -> None:
     """``sequence`` holds nothing any more."""
-    block = kv.newest[sequence]
-    for _ in range(kv.taken[sequence]):
-        older = kv.after[block]
-        _let_go(kv, block)
+    blocks = kv.blocks
+    block = kv.held[sequence, NEWEST]
+    for _ in range(kv.held[sequence, TAKEN]):
+        older = blocks[block, AFTER]
+        kv.counts[FREE] += _let_go(blocks, block)
         block = older
-    for i in range(kv.found[sequence] - 1, -1, -1):
-        _let_go(kv, kv.shared[kv.starts[prefix] + i])
-    kv.newest[sequence] = -1
-    kv.taken[sequence] = 0
-    kv.found[sequence] = 0
+    for i in range(kv.held[sequence, FOUND] - 1, -1, -1):
+        kv.counts[FREE] += _let_go(blocks, kv.shared[kv.chain[kv.starts[prefix] + i]])
+    kv.held[sequence, NEWEST] = -1
+    kv.held[sequence, TAKEN] = 0
+    kv.held[sequence, FOUND] = 0
 
 
 @compiled
-def _let_go(kv: Paged, block: int) -> None:
-    kv.holders[block] -= 1
-    if kv.holders[block] == 0:
-        end = len(kv.holders)
-        last = kv.before[end]
-        kv.after[last] = block
-        kv.before[block] = last
-        kv.after[block] = end
-        kv.before[end] = block
-        kv.counts[FREE] += 1
-
-
-@compiled
-def _note(kv: Paged) -> None:
-    kv.counts[USED_MOST] = max(kv.counts[USED_MOST], len(kv.holders) - kv.counts[FREE])
+def _let_go(blocks: Int32s, block: int) -> int:
+    """1 if it is free now: last in the queue."""
+    blocks[block, HOLDERS] -= 1
+    if blocks[block, HOLDERS] > 0:
+        return 0
+    end = len(blocks) - 1
+    last = blocks[end, BEFORE]
+    blocks[last, AFTER] = block
+    blocks[block, BEFORE] = last
+    blocks[block, AFTER] = end
+    blocks[end, BEFORE] = block
+    return 1

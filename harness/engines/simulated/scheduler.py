@@ -12,6 +12,7 @@ for the server. The rules are vLLM V1's (`vllm/v1/core/sched/scheduler.py`):
 Without chunked prefill a prompt is taken whole, and first: a step that holds prompts holds nothing else (vLLM V0).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,11 +21,12 @@ from numpy.typing import NDArray
 
 from harness.engines.simulated.compiled import compiled
 from harness.engines.simulated.paged import (
+    FOUND,
     FREE,
+    TAKEN,
     USED_MOST,
     Int64s,
     Paged,
-    held,
     hold,
     lookup,
     paged,
@@ -36,11 +38,15 @@ from harness.engines.simulated.paged import (
 
 Floats = NDArray[np.float64]
 
-# places in `Core.counts`
+# in `Core.counts`; the last two are the state of the random generator
 RUNNING, WAITING, FRONT, STEPS, PREEMPTIONS, FOUND_TOKENS, COMPUTED_TOKENS, DRAFTED, ACCEPTED = range(9)
-RANDOM_A, RANDOM_B = 9, 10  # the two states of the random generator
-# places in `Core.load`: what one step computes
+RANDOM_A, RANDOM_B = 9, 10
+# in `Core.load`: what one step computes
 GIVEN, TOKENS, SAMPLED, CONTEXT, PAIRS, SPECULATING = range(6)
+# columns of `Core.sequences`: asked; -1 for no prefix, and how much of prompt and answer is that prefix; so far
+PROMPT, OUTPUT, PREFIX, PREFIX_TOKENS, COMPUTED, GENERATED = range(6)
+# columns of `Core.given`: who is in the step, how many tokens are guessed for it, how many came out
+WHO, GUESSED, OUT = range(3)
 
 MODULUS_A, MODULUS_B = 2_147_483_563, 2_147_483_399
 LARGEST_GRAPH_BY_8 = 256  # graphs of 1, 2, 4, then every 8, above this every 16: vLLM's `cudagraph_capture_sizes`
@@ -89,43 +95,32 @@ class Core(NamedTuple):
     kv: Paged
     counts: Int64s  # (11,)
     load: Int64s  # (6,)
-    prompt_tokens: Int64s  # (n,) asked
-    output_tokens: Int64s  # (n,) asked
-    prefix: Int64s  # (n,) -1: none
-    prefix_tokens: Int64s  # (n,) how much of prompt and answer is that prefix
-    computed: Int64s  # (n,) tokens whose keys and values are there
-    generated: Int64s  # (n,)
+    sequences: Int64s  # (n, 6)
+    reused: Int64s  # (n,) tokens that were in the cache when it last began
     waiting: Int64s  # (n,) a ring
     running: Int64s  # (max_num_seqs,) in order of arrival
-    given_to: Int64s  # (max_num_seqs,) who is in the step
-    given: Int64s  # (max_num_seqs,) tokens that came out of it
-    drafted: Int64s  # (max_num_seqs,) tokens guessed for it
+    given: Int64s  # (max_num_seqs, 3)
 
 
-def core(limits: Limits, law: StepLaw, sequences: int, prefix_tokens: Int64s, seed: int) -> Core:
-    """Nothing running, nothing waiting, places for ``sequences``. ``prefix_tokens``: as `paged` takes them."""
+def core(
+    limits: Limits, law: StepLaw, sequences: int, prefix_tokens: Int64s, seed: int, *, known_blocks: int = 0
+) -> Core:
+    """Nothing running, nothing waiting, places for ``sequences``; the rest as `paged` takes it."""
     counts = np.zeros(11, np.int64)
     mixed = np.random.SeedSequence(seed).generate_state(2)
     counts[RANDOM_A] = 1 + int(mixed[0]) % (MODULUS_A - 1)
     counts[RANDOM_B] = 1 + int(mixed[1]) % (MODULUS_B - 1)
-    seats = limits.max_num_seqs
     return Core(
         limits=limits,
         law=law,
-        kv=paged(limits.blocks, limits.block_tokens, sequences, prefix_tokens),
+        kv=paged(limits.blocks, limits.block_tokens, sequences, prefix_tokens, known_blocks),
         counts=counts,
         load=np.zeros(6, np.int64),
-        prompt_tokens=np.zeros(sequences, np.int64),
-        output_tokens=np.zeros(sequences, np.int64),
-        prefix=np.full(sequences, -1, np.int64),
-        prefix_tokens=np.zeros(sequences, np.int64),
-        computed=np.zeros(sequences, np.int64),
-        generated=np.zeros(sequences, np.int64),
+        sequences=np.zeros((sequences, 6), np.int64),
+        reused=np.zeros(sequences, np.int64),
         waiting=np.zeros(sequences, np.int64),
-        running=np.zeros(seats, np.int64),
-        given_to=np.zeros(seats, np.int64),
-        given=np.zeros(seats, np.int64),
-        drafted=np.zeros(seats, np.int64),
+        running=np.zeros(limits.max_num_seqs, np.int64),
+        given=np.zeros((limits.max_num_seqs, 3), np.int64),
     )
 
 
@@ -149,9 +144,9 @@ def blocks_for(limits: Limits, tokens: int) -> int:
 
 @compiled
 def enqueue(core: Core, sequence: int) -> None:
-    """To the end of the queue. Its `prompt_tokens` … `prefix_tokens` are set, and it `fits`."""
-    core.computed[sequence] = 0
-    core.generated[sequence] = 0
+    """To the end of the queue. Its row says what is asked, and it `fits`."""
+    core.sequences[sequence, COMPUTED] = 0
+    core.sequences[sequence, GENERATED] = 0
     core.waiting[(core.counts[FRONT] + core.counts[WAITING]) % len(core.waiting)] = sequence
     core.counts[WAITING] += 1
 
@@ -166,7 +161,7 @@ def withdraw(core: Core, sequence: int) -> None:
             n += 1
     if n < core.counts[RUNNING]:
         core.counts[RUNNING] = n
-        release(core.kv, sequence, core.prefix[sequence])
+        release(core.kv, sequence, core.sequences[sequence, PREFIX])
     n = 0
     for i in range(core.counts[WAITING]):
         other = core.waiting[(core.counts[FRONT] + i) % len(core.waiting)]
@@ -178,10 +173,10 @@ def withdraw(core: Core, sequence: int) -> None:
 
 @compiled
 def step(core: Core) -> float:
-    """One step; returns its seconds.
+    """One step; returns its seconds. Something must be running or waiting.
 
-    Afterwards the first `load[GIVEN]` of `given_to` and `given` say who got how many tokens (0: a piece of a prompt);
-    who has all asked for has left. Something must be running or waiting.
+    Afterwards the first `load[GIVEN]` rows of `given` say who got how many tokens (0: a piece of a prompt); who has
+    all that was asked for has left.
     """
     core.load[:] = 0
     preempted = core.counts[PREEMPTIONS]
@@ -189,113 +184,122 @@ def step(core: Core) -> float:
         _admit(core)
     if core.load[GIVEN] == 0:
         _go_on(core)
-        if core.limits.chunked_prefill and core.counts[PREEMPTIONS] == preempted:
+        if core.limits.chunked_prefill and core.counts[PREEMPTIONS] == preempted and core.counts[WAITING] > 0:
             _admit(core)
     if core.load[GIVEN] == 0:
         raise RuntimeError("the simulated scheduler has work and does none")
-    seconds = step_seconds(core.law, core.limits, core.load)
+    seconds = step_seconds(core.law, core.limits.draft_tokens, core.load)
     core.counts[STEPS] += 1
+    core.counts[COMPUTED_TOKENS] += core.load[TOKENS]
     _hand_out(core)
     return seconds
 
 
 @compiled
 def _go_on(core: Core) -> None:
-    """Rule 1 and 3."""
+    """Rules 1 and 3."""
+    sequences, running, given, held, load = core.sequences, core.running, core.given, core.kv.held, core.load
+    limits = core.limits
+    block_tokens, budget, draft_tokens = limits.block_tokens, limits.max_num_batched_tokens, limits.draft_tokens
     i = 0
-    while i < core.counts[RUNNING] and core.load[TOKENS] < core.limits.max_num_batched_tokens:
-        sequence = core.running[i]
-        left = core.limits.max_num_batched_tokens - core.load[TOKENS]
-        known = core.prompt_tokens[sequence] + core.generated[sequence]
-        new = known - core.computed[sequence]
-        drafted = 0
-        if new == 1 and core.generated[sequence] > 0:
-            unsaid = core.output_tokens[sequence] - core.generated[sequence]
-            drafted = min(core.limits.draft_tokens, unsaid - 1, left - 1)
+    while i < core.counts[RUNNING] and load[TOKENS] < budget:
+        sequence = running[i]
+        computed = sequences[sequence, COMPUTED]
+        left = budget - load[TOKENS]
+        new = sequences[sequence, PROMPT] + sequences[sequence, GENERATED] - computed
+        guessed = 0
+        if draft_tokens > 0 and new == 1 and sequences[sequence, GENERATED] > 0:
+            unsaid = sequences[sequence, OUTPUT] - sequences[sequence, GENERATED]
+            guessed = min(draft_tokens, unsaid - 1, left - 1)
         new = min(new, left)
-        more = blocks_for(core.limits, core.computed[sequence] + new + drafted) - held(core.kv, sequence)
-        while more > core.kv.counts[FREE] and core.counts[RUNNING] > i:
-            _preempt_last(core)
-        if core.counts[RUNNING] == i:  # it was the last itself
-            break
-        _give(core, sequence, new, drafted, more)
+        room = (held[sequence, TAKEN] + held[sequence, FOUND]) * block_tokens
+        if computed + new + guessed > room:
+            more = blocks_for(limits, computed + new + guessed - room)
+            while more > core.kv.counts[FREE] and core.counts[RUNNING] > i:
+                _preempt_last(core)
+            if core.counts[RUNNING] == i:  # it was the last itself
+                break
+            take(core.kv, sequence, more)
+        if computed < sequences[sequence, PREFIX_TOKENS]:
+            _publish(core, sequence, computed, computed + new)
+        _give(sequences, given, load, (sequence, new, guessed))
         i += 1
 
 
 @compiled
 def _admit(core: Core) -> None:
     """Rule 2."""
+    limits, kv, load = core.limits, core.kv, core.load
     while (
         core.counts[WAITING] > 0
-        and core.counts[RUNNING] < core.limits.max_num_seqs
-        and core.load[TOKENS] < core.limits.max_num_batched_tokens
+        and core.counts[RUNNING] < limits.max_num_seqs
+        and load[TOKENS] < limits.max_num_batched_tokens
     ):
         sequence = core.waiting[core.counts[FRONT]]
-        known = core.prompt_tokens[sequence] + core.generated[sequence]
-        found, taken_from_free = 0, 0
-        if (
-            core.limits.prefix_caching and core.prefix[sequence] >= 0
-        ):  # the last token is always computed: it is the answer's
-            shared = min(core.prefix_tokens[sequence], known - 1)
-            found = lookup(core.kv, core.prefix[sequence], shared // core.limits.block_tokens)
-            taken_from_free = unheld(core.kv, core.prefix[sequence], found)
-        there = found * core.limits.block_tokens
+        prefix = core.sequences[sequence, PREFIX]
+        known = core.sequences[sequence, PROMPT] + core.sequences[sequence, GENERATED]
+        found, from_free = 0, 0
+        if limits.prefix_caching and prefix >= 0:
+            shared = min(core.sequences[sequence, PREFIX_TOKENS], known - 1)  # the next token comes from the last one
+            found = lookup(kv, prefix, shared // limits.block_tokens)
+            from_free = unheld(kv, prefix, found)
+        there = found * limits.block_tokens
         new = known - there
-        left = core.limits.max_num_batched_tokens - core.load[TOKENS]
+        left = limits.max_num_batched_tokens - load[TOKENS]
         if new > left:
-            if not core.limits.chunked_prefill:
+            if not limits.chunked_prefill:
                 break
             new = left
-        more = blocks_for(core.limits, there + new) - found
-        if more + taken_from_free > core.kv.counts[FREE]:
+        more = blocks_for(limits, there + new) - found
+        if more + from_free > kv.counts[FREE]:
             break
         core.counts[FRONT] = (core.counts[FRONT] + 1) % len(core.waiting)
         core.counts[WAITING] -= 1
         core.running[core.counts[RUNNING]] = sequence
         core.counts[RUNNING] += 1
-        if found > 0:
-            hold(core.kv, sequence, core.prefix[sequence], found)
-            core.counts[FOUND_TOKENS] += there
-        core.computed[sequence] = there
-        _give(core, sequence, new, 0, more)
+        hold(kv, sequence, prefix, found)
+        take(kv, sequence, more)
+        core.counts[FOUND_TOKENS] += there
+        core.sequences[sequence, COMPUTED] = there
+        core.reused[sequence] = there
+        _publish(core, sequence, there, there + new)
+        _give(core.sequences, core.given, load, (sequence, new, 0))
 
 
 @compiled
-def _give(core: Core, sequence: int, new: int, drafted: int, more: int) -> None:
-    """``new`` known and ``drafted`` guessed tokens of ``sequence`` are in this step; it needs ``more`` blocks."""
-    if more > 0:
-        take(core.kv, sequence, more)
-    before = core.computed[sequence]
-    _publish(core, sequence, before, before + new)
-    core.computed[sequence] = before + new
-    core.given_to[core.load[GIVEN]] = sequence
-    core.drafted[core.load[GIVEN]] = drafted
-    core.load[GIVEN] += 1
-    core.load[TOKENS] += new + drafted
-    core.load[CONTEXT] += before + new + drafted
-    core.load[SPECULATING] += drafted > 0
+def _give(sequences: Int64s, given: Int64s, load: Int64s, what: tuple[int, int, int]) -> None:
+    """``what``: a sequence, its known and its guessed tokens that are in this step; it has the blocks for them."""
+    sequence, new, guessed = what
+    before = sequences[sequence, COMPUTED]
+    sequences[sequence, COMPUTED] = before + new
+    row = load[GIVEN]
+    given[row, WHO] = sequence
+    given[row, GUESSED] = guessed
+    load[GIVEN] = row + 1
+    load[TOKENS] += new + guessed
+    load[CONTEXT] += before + new + guessed
+    load[SPECULATING] += guessed > 0
     if new > 1:
-        core.load[PAIRS] += new * before + new * (new + 1) // 2
-    if core.computed[sequence] == core.prompt_tokens[sequence] + core.generated[sequence]:
-        core.load[SAMPLED] += 1 + drafted
+        load[PAIRS] += new * before + new * (new + 1) // 2
+    if before + new == sequences[sequence, PROMPT] + sequences[sequence, GENERATED]:
+        load[SAMPLED] += 1 + guessed
 
 
 @compiled
 def _publish(core: Core, sequence: int, before: int, after: int) -> None:
     """Others may find the blocks that became full as ``sequence`` went from ``before`` to ``after`` tokens."""
-    if core.limits.prefix_caching and core.prefix[sequence] >= 0:
-        first = min(before, core.prefix_tokens[sequence]) // core.limits.block_tokens
-        end = min(after, core.prefix_tokens[sequence]) // core.limits.block_tokens
-        if end > first:
-            publish(core.kv, sequence, core.prefix[sequence], first, end)
+    prefix, longest = core.sequences[sequence, PREFIX], core.sequences[sequence, PREFIX_TOKENS]
+    first, end = min(before, longest) // core.limits.block_tokens, min(after, longest) // core.limits.block_tokens
+    if core.limits.prefix_caching and prefix >= 0 and end > first:
+        publish(core.kv, sequence, prefix, first, end)
 
 
 @compiled
 def _preempt_last(core: Core) -> None:
     core.counts[RUNNING] -= 1
     sequence = core.running[core.counts[RUNNING]]
-    release(core.kv, sequence, core.prefix[sequence])
-    core.computed[sequence] = 0
+    release(core.kv, sequence, core.sequences[sequence, PREFIX])
+    core.sequences[sequence, COMPUTED] = 0
     core.counts[FRONT] = (core.counts[FRONT] - 1) % len(core.waiting)
     core.waiting[core.counts[FRONT]] = sequence
     core.counts[WAITING] += 1
@@ -305,33 +309,40 @@ def _preempt_last(core: Core) -> None:
 @compiled
 def _hand_out(core: Core) -> None:
     """Tokens come out; who has all of them leaves."""
-    chance = _acceptance(core.law, core.load[SPECULATING])
-    ended = 0
+    sequences, given = core.sequences, core.given
+    ended = False
     for i in range(core.load[GIVEN]):
-        sequence = core.given_to[i]
+        sequence = given[i, WHO]
         out = 0
-        if core.computed[sequence] == core.prompt_tokens[sequence] + core.generated[sequence]:
+        if sequences[sequence, COMPUTED] == sequences[sequence, PROMPT] + sequences[sequence, GENERATED]:
             out = 1
-            if core.drafted[i] > 0:
-                out += _accepted(core, core.drafted[i], chance)
-                core.counts[DRAFTED] += core.drafted[i]
-                core.counts[ACCEPTED] += out - 1
-                _publish(core, sequence, core.computed[sequence], core.computed[sequence] + out - 1)
-                core.computed[sequence] += out - 1
-            core.generated[sequence] += out
-            ended += core.generated[sequence] == core.output_tokens[sequence]
-        core.given[i] = out
-    core.counts[COMPUTED_TOKENS] += core.load[TOKENS]
-    if ended > 0:
+            if given[i, GUESSED] > 0:
+                out += _verify(core, sequence, given[i, GUESSED])
+            sequences[sequence, GENERATED] += out
+            ended |= sequences[sequence, GENERATED] == sequences[sequence, OUTPUT]
+        given[i, OUT] = out
+    if ended:
         n = 0
         for i in range(core.counts[RUNNING]):
             sequence = core.running[i]
-            if core.generated[sequence] == core.output_tokens[sequence]:
-                release(core.kv, sequence, core.prefix[sequence])
+            if sequences[sequence, GENERATED] == sequences[sequence, OUTPUT]:
+                release(core.kv, sequence, sequences[sequence, PREFIX])
             else:
                 core.running[n] = sequence
                 n += 1
         core.counts[RUNNING] = n
+
+
+@compiled
+def _verify(core: Core, sequence: int, guessed: int) -> int:
+    """How many of the ``guessed`` tokens are accepted."""
+    accepted = _accepted(core.counts, guessed, _acceptance(core.law, core.load[SPECULATING]))
+    core.counts[DRAFTED] += guessed
+    core.counts[ACCEPTED] += accepted
+    computed = core.sequences[sequence, COMPUTED]
+    _publish(core, sequence, computed, computed + accepted)
+    core.sequences[sequence, COMPUTED] = computed + accepted
+    return accepted
 
 
 @compiled
@@ -340,28 +351,28 @@ def _acceptance(law: StepLaw, batch: int) -> float:
 
 
 @compiled
-def _accepted(core: Core, drafted: int, chance: float) -> int:
-    """Drafted tokens up to the first that is refused: geometric, cut off (Leviathan et al. 2023, equation 1)."""
-    drawn = _uniform(core)
+def _accepted(counts: Int64s, guessed: int, chance: float) -> int:
+    """Guessed tokens up to the first that is refused: geometric, cut off (Leviathan et al. 2023, equation 1)."""
+    drawn = _uniform(counts)
     n = 0
     reach = chance
-    while n < drafted and drawn < reach:
+    while n < guessed and drawn < reach:
         n += 1
         reach *= chance
     return n
 
 
 @compiled
-def _uniform(core: Core) -> float:
+def _uniform(counts: Int64s) -> float:
     """In (0, 1), period 2.3e18 (L'Ecuyer 1988, CACM 31(6), figure 3); whole numbers, so equal compiled or not."""
-    core.counts[RANDOM_A] = core.counts[RANDOM_A] * 40014 % MODULUS_A
-    core.counts[RANDOM_B] = core.counts[RANDOM_B] * 40692 % MODULUS_B
-    mixed = (core.counts[RANDOM_A] - core.counts[RANDOM_B]) % (MODULUS_A - 1)
+    counts[RANDOM_A] = counts[RANDOM_A] * 40014 % MODULUS_A
+    counts[RANDOM_B] = counts[RANDOM_B] * 40692 % MODULUS_B
+    mixed = (counts[RANDOM_A] - counts[RANDOM_B]) % (MODULUS_A - 1)
     return float(mixed + 1) / MODULUS_A
 
 
 @compiled
-def step_seconds(law: StepLaw, limits: Limits, load: Int64s) -> float:
+def step_seconds(law: StepLaw, draft_tokens: int, load: Int64s) -> float:
     """The roofline of each part (Williams et al. 2009), one after the other; docs/simulated.md has the formula."""
     tokens = load[TOKENS]
     launch_s = law.launch_s
@@ -374,7 +385,7 @@ def step_seconds(law: StepLaw, limits: Limits, load: Int64s) -> float:
     work_s += load[CONTEXT] * law.context_s + load[PAIRS] * law.pair_s
     work_s += law.exchange_s + tokens * law.exchange_token_s
     if load[SPECULATING] > 0:
-        work_s += limits.draft_tokens * max(law.draft_s, load[SPECULATING] * law.draft_token_s)
+        work_s += draft_tokens * max(law.draft_s, load[SPECULATING] * law.draft_token_s)
     return float(law.overhead_s + load[GIVEN] * law.sequence_s + max(work_s, launch_s))
 
 
@@ -420,9 +431,18 @@ class Scheduler:
     ``prefix_tokens``: (prefixes,) the longest that each prefix may become.
     """
 
-    def __init__(self, limits: Limits, law: StepLaw, sequences: int, prefix_tokens: Int64s, seed: int = 0) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        law: StepLaw,
+        sequences: int,
+        prefix_tokens: Int64s,
+        seed: int = 0,
+        *,
+        known_blocks: int = 0,
+    ) -> None:
         self.limits = limits
-        self._core = core(limits, law, sequences, prefix_tokens, seed)
+        self._core = core(limits, law, sequences, prefix_tokens, seed, known_blocks=known_blocks)
 
     @property
     def has_work(self) -> bool:
@@ -434,24 +454,34 @@ class Scheduler:
         """False: rejected, it can never be served. ``sequence`` is a place that is neither waiting nor running."""
         if not fits(self.limits, prompt_tokens, output_tokens):
             return False
-        st = self._core
-        st.prompt_tokens[sequence] = prompt_tokens
-        st.output_tokens[sequence] = output_tokens
-        st.prefix[sequence] = prefix
-        st.prefix_tokens[sequence] = prefix_tokens
-        enqueue(st, sequence)
+        self._core.sequences[sequence] = (prompt_tokens, output_tokens, prefix, prefix_tokens, 0, 0)
+        enqueue(self._core, sequence)
         return True
+
+    def enqueue_prompt(self, sequence: int, prompt_tokens: int, output_tokens: int, blocks: Sequence[int]) -> bool:
+        """As `enqueue`, for a prompt whose full blocks are known: equal number, equal tokens from its begin on.
+
+        Only where there are as many prefixes as sequences, and ``known_blocks``.
+        """
+        kv = self._core.kv
+        start = kv.starts[sequence]
+        kv.chain[start : start + len(blocks)] = blocks
+        return self.enqueue(sequence, prompt_tokens, output_tokens, sequence, len(blocks) * kv.block_tokens)
+
+    def reused_tokens(self, sequence: int) -> int:
+        """How many of its tokens were in the cache when it last began."""
+        return int(self._core.reused[sequence])
 
     def withdraw(self, sequence: int) -> None:
         withdraw(self._core, sequence)
 
     def step(self) -> Step:
         """The next step. There must be work."""
-        st = self._core
-        seconds = step(st)
-        n = int(st.load[GIVEN])
-        sequences = st.given_to[:n].copy()
-        return Step(seconds, sequences, st.given[:n].copy(), st.generated[sequences] == st.output_tokens[sequences])
+        seconds = step(self._core)
+        given = self._core.given[: self._core.load[GIVEN]]
+        who = given[:, WHO].copy()
+        of = self._core.sequences[who]
+        return Step(seconds, who, given[:, OUT].copy(), of[:, GENERATED] == of[:, OUTPUT])
 
     @property
     def counters(self) -> Counters:

@@ -16,11 +16,18 @@ from harness.engines.simulated.scheduler import (
     COMPUTED_TOKENS,
     DRAFTED,
     FOUND_TOKENS,
+    GENERATED,
     GIVEN,
+    OUT,
+    OUTPUT,
     PREEMPTIONS,
+    PREFIX,
+    PREFIX_TOKENS,
+    PROMPT,
     RUNNING,
     STEPS,
     WAITING,
+    WHO,
     Core,
     Floats,
     Limits,
@@ -130,22 +137,22 @@ def _prepared(law: Serving, requests: Requests, mine: slice, seed: int) -> Core:
         known = prefix >= 0
         np.maximum.at(longest, prefix[known], requests.prefix_tokens[mine][known])
     core = scheduler.core(law.limits, law.steps, len(prefix), longest, seed)
-    core.prompt_tokens[:] = requests.prompt_tokens[mine]
-    core.output_tokens[:] = requests.output_tokens[mine]
-    core.prefix[:] = prefix
-    core.prefix_tokens[:] = requests.prefix_tokens[mine]
+    asked = (requests.prompt_tokens, requests.output_tokens, requests.prefix, requests.prefix_tokens)
+    for column, values in zip((PROMPT, OUTPUT, PREFIX, PREFIX_TOKENS), asked, strict=True):
+        core.sequences[:, column] = values[mine]
     return core
 
 
 @compiled
 def _run(core: Core, arrival_s: Floats, first_s: Floats, done_s: Floats) -> float:
     """Fills ``first_s`` and ``done_s``; returns the seconds in which the engine was not idle."""
+    sequences, given, load = core.sequences, core.given, core.load
     now, busy = 0.0, 0.0
     coming = 0
     n = len(arrival_s)
     while True:
         while coming < n and arrival_s[coming] <= now:
-            if scheduler.fits(core.limits, core.prompt_tokens[coming], core.output_tokens[coming]):
+            if scheduler.fits(core.limits, sequences[coming, PROMPT], sequences[coming, OUTPUT]):
                 scheduler.enqueue(core, coming)
             coming += 1
         if core.counts[RUNNING] + core.counts[WAITING] == 0:
@@ -156,13 +163,13 @@ def _run(core: Core, arrival_s: Floats, first_s: Floats, done_s: Floats) -> floa
         seconds = scheduler.step(core)
         now += seconds
         busy += seconds
-        for i in range(core.load[GIVEN]):
-            sequence = core.given_to[i]
-            if core.given[i] > 0:
-                if core.generated[sequence] == core.given[i]:
-                    first_s[sequence] = now
-                if core.generated[sequence] == core.output_tokens[sequence]:
-                    done_s[sequence] = now
+        for i in range(load[GIVEN]):
+            sequence, out = given[i, WHO], given[i, OUT]
+            generated = sequences[sequence, GENERATED]
+            if out > 0 and generated == out:
+                first_s[sequence] = now
+            if generated == sequences[sequence, OUTPUT]:
+                done_s[sequence] = now
 
 
 def draw(

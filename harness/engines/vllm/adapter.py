@@ -5,6 +5,7 @@ It runs in an environment of its own (`engine.python`, or what `autotune engines
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -34,9 +35,11 @@ class Vllm:
         name = self.name if self.name in found else next(iter(found))
         return f"{name} {found[name]}"
 
-    def knobs(self, spec: EngineSpec, model: ResolvedModel, host: HostLimits) -> SearchSpace:  # noqa: ARG002 - the contract's shape
+    def knobs(self, spec: EngineSpec, model: ResolvedModel, host: HostLimits) -> SearchSpace:
         folder = _folder(model, model.reference_variant)
-        return knobs.space(self.name, model, shape(folder), host, cuda=self.cuda)
+        offered = knobs.space(self.name, model, shape(folder), host, cuda=self.cuda)
+        _, known = self._known(spec)
+        return offered if known is None else _of_release(offered, known)
 
     def plan(self, spec: EngineSpec, model: ResolvedModel, config: ServingConfig, host: HostLimits) -> LaunchPlan:
         k = config.knobs
@@ -130,6 +133,30 @@ def _folder(model: ResolvedModel, variant: str) -> Path:
     return folder
 
 
+def _of_release(offered: SearchSpace, known: Mapping[str, Flag]) -> SearchSpace:
+    """Without the values that the installed release does not know."""
+    kept, absent = [], []
+    for knob in offered.knobs:
+        reasons = {value: _unknown(knobs.flag(knob.name, value), known) for value in knob.choices}
+        absent += [(knob.name, value, why) for value, why in reasons.items() if why and value != knob.default]
+        choices = tuple(v for v in knob.choices if v == knob.default or not reasons[v])
+        kept.append(replace(knob, choices=choices))
+    return SearchSpace(offered.engine, tuple(kept), tuple(absent))
+
+
+def _unknown(said: tuple[str, str | None] | None, known: Mapping[str, Flag]) -> str | None:
+    """Why the installed release does not take this; None: it does."""
+    if said is None:
+        return None
+    flag, value = said
+    if flag not in known:
+        return f"the installed vLLM has no {flag}"
+    choices = known[flag].choices
+    if choices and value is not None and value not in choices:
+        return f"{flag}: the installed vLLM takes {', '.join(choices)}, got {value}"
+    return None
+
+
 def _spelled(wanted: list[tuple[str, str | None]], known: Mapping[str, Flag] | None) -> tuple[list[str], list[str]]:
     """Words of the command line, and what was dropped from it.
 
@@ -138,17 +165,12 @@ def _spelled(wanted: list[tuple[str, str | None]], known: Mapping[str, Flag] | N
     words_given: list[str] = []
     notices: list[str] = []
     for flag, value in wanted:
-        name = flag
-        if known is not None and flag not in known:
-            name = RENAMED.get(flag, flag)
-            if name not in known:
-                if flag not in RENAMED:
-                    raise ConfigurationImpossible(f"the installed vLLM has no {flag}")
-                notices.append(f"the installed vLLM has no {flag}: left out")
-                continue
-        choices = known[name].choices if known is not None else None
-        if choices and value is not None and value not in choices:
-            raise ConfigurationImpossible(f"{flag}: the installed vLLM takes {', '.join(choices)}, got {value}")
+        name = RENAMED.get(flag, flag) if known is not None and flag not in known else flag
+        if known is not None and (why := _unknown((name, value), known)) is not None:
+            if flag not in RENAMED:
+                raise ConfigurationImpossible(why)
+            notices.append(f"the installed vLLM has no {flag}: left out")
+            continue
         words_given += [name] if value is None else [name, value]
     return words_given, notices
 

@@ -162,8 +162,9 @@ def _work(shape: HfShape, host: HostLimits) -> Iterator[Knob]:
         (False, True),
         False,
         "compute",
-        "No compilation: starts sooner, runs slower. For repair.",
+        "No compilation: starts sooner, runs slower.",
         recompiles=True,
+        repair=True,
     )
     yield from _speculation()
     gpus = [n for n in (1, 2, 4, 8, 16) if n <= len(host.gpu_memory_bytes)]
@@ -198,17 +199,23 @@ def _speculation() -> Iterator[Knob]:
 
 def flags(k: Mapping[str, Value]) -> Iterator[tuple[str, str | None]]:
     """Flag and value; None: a switch. What is left to vLLM is not said."""
-    for name, flag in VALUES.items():
-        if name in k and k[name] not in (AUTO, "none") and not _plain(name, k[name]):
-            yield flag, str(k[name])
-    for name, flag in SWITCHES.items():
-        if name in k and k[name] != AUTO and not (name == "enforce_eager" and not k[name]):
-            yield f"--{flag}" if k[name] else f"--no-{flag}", None
+    for name in (*VALUES, *SWITCHES):
+        if name in k and (said := flag(name, k[name])) is not None:
+            yield said
     if (method := k.get("speculation", "none")) != "none":
         drafting: dict[str, Value] = {"method": method, "num_speculative_tokens": k["speculative_tokens"]}
         if method == "ngram":
             drafting["prompt_lookup_max"] = k["prompt_lookup_max"]
         yield "--speculative-config", json.dumps(drafting, separators=(",", ":"))
+
+
+def flag(name: str, value: Value) -> tuple[str, str | None] | None:
+    """How one knob is said; None: nothing is said, or it is no flag of its own."""
+    if name in VALUES and value not in (AUTO, "none") and not _plain(name, value):
+        return VALUES[name], str(value)
+    if name in SWITCHES and value != AUTO and not (name == "enforce_eager" and not value):
+        return f"--{SWITCHES[name]}" if value else f"--no-{SWITCHES[name]}", None
+    return None
 
 
 def _plain(name: str, value: Value) -> bool:
