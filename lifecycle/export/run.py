@@ -41,6 +41,8 @@ def deployment(run: Path, placement: Placement) -> Deployment:
     winner = read_winner(run / "winner.json")
     if winner.config is None or winner.identity is None:
         raise UserError(f"{run}: no configuration met the targets, so there is nothing to export")
+    if winner.identity.simulated:
+        raise UserError(f"{run}: its engine is simulated: there is nothing to deploy")
     plan = _plan(run, winner)
     engine = winner.identity.engine
     argv = plan.get("deploy_argv") or _exported_argv(winner)

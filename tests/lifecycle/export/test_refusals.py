@@ -178,6 +178,13 @@ class TestRuns:
         with pytest.raises(UserError, match="nothing to export"):
             deployment(run, Placement())
 
+    def test_a_simulated_engine_is_not_deployed(self, run):
+        document = json.loads((run / "winner.json").read_text())
+        document["identity"]["simulated"] = True
+        (run / "winner.json").write_text(json.dumps(document))
+        with pytest.raises(UserError, match="simulated: there is nothing to deploy"):
+            deployment(run, Placement())
+
     def test_a_winner_of_another_version_is_refused(self, run):
         (run / "winner.json").write_text('{"outcome": "tuned"}')
         with pytest.raises(UserError, match="another version of autotune"):
