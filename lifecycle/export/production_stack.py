@@ -1,7 +1,7 @@
 """Values for the Helm chart of vLLM's production stack.
 
-The chart switches prefix caching off unless it is told otherwise, and writes host and port itself. Knows nothing of the
-chart's router.
+The chart switches prefix caching off unless it is told otherwise, gives engines shared memory only where its own key
+for tensor parallelism is set, and writes host and port itself. Knows nothing of the chart's router.
 """
 
 from typing import Any
@@ -11,7 +11,9 @@ from lifecycle.export.base import Canonical, Deployment, only_for
 from lifecycle.export.containers import ANNOTATION, env_list, env_read, escaped, expanded
 from scenarios.errors import UserError
 
+TENSOR_PARALLEL = "--tensor-parallel-size"
 PREFIX_CACHING = {"--enable-prefix-caching": True, "--no-enable-prefix-caching": False}
+OWN_KEYS = (*PREFIX_CACHING, TENSOR_PARALLEL)
 MEMORY_REQUEST = "16Gi"
 STORAGE_REQUEST = "50Gi"
 CPUS = 4
@@ -44,10 +46,12 @@ class ProductionStack:
             "vllmConfig": {
                 "enablePrefixCaching": caching[0],
                 "extraArgs": [
-                    escaped(word) for flag in canonical.flags if flag.name not in PREFIX_CACHING for word in flag.words
+                    escaped(word) for flag in canonical.flags if flag.name not in OWN_KEYS for word in flag.words
                 ],
             },
         }
+        if (gpus := canonical.flag(TENSOR_PARALLEL)) is not None:
+            model["vllmConfig"]["tensorParallelSize"] = int(gpus)
         if canonical.env:
             model["env"] = env_list(canonical.env)
         if (folder := deployment.model_folder) is not None:
@@ -65,7 +69,8 @@ class ProductionStack:
         env = env_read(model.get("env", []))
         config = model["vllmConfig"]
         caching = next(flag for flag, on in PREFIX_CACHING.items() if on == config.get("enablePrefixCaching", False))
-        argv = ["vllm", "serve", model["modelURL"], caching, *config.get("extraArgs", [])]
+        parallel = [TENSOR_PARALLEL, str(config["tensorParallelSize"])] if "tensorParallelSize" in config else []
+        argv = ["vllm", "serve", model["modelURL"], caching, *parallel, *config.get("extraArgs", [])]
         return Canonical.of([expanded(word, env) for word in argv], env, model["annotations"][ANNOTATION])
 
     def digest(self, text: str) -> str:

@@ -96,6 +96,12 @@ def test_the_chart_would_switch_prefix_caching_off_so_the_configuration_must_say
     assert "enablePrefixCaching: false" in ProductionStack().render(vllm("--no-enable-prefix-caching"))
 
 
+def test_the_chart_gives_shared_memory_only_for_its_own_key():
+    text = ProductionStack().render(vllm("--enable-prefix-caching", "--tensor-parallel-size", "4"))
+    assert "tensorParallelSize: 4" in text
+    assert "--tensor-parallel-size" not in text
+
+
 def test_what_was_not_certified_is_not_guarded():
     with pytest.raises(UserError, match="certified none"):
         ArgoAnalysis().render(vllm(outcome="UNDECIDED"))
