@@ -1,4 +1,4 @@
-"""The programs that will read an export read it: sh runs it, systemd verifies it, other YAML readers agree."""
+"""The programs that will read an export read it: sh runs it, systemd verifies it, schemas accept it."""
 
 import os
 import shutil
@@ -9,10 +9,12 @@ import pytest
 from lifecycle.export import yaml_text
 from lifecycle.export.base import Canonical
 from lifecycle.export.compose import Compose
+from lifecycle.export.kserve import KServe
 from lifecycle.export.kubernetes import Kubernetes
 from lifecycle.export.shell import Shell
 from lifecycle.export.systemd import Systemd
 
+KUBERNETES = "1.34"
 STUB = """#!/bin/sh
 printf '%s\\0' "$@"
 printf 'ENVIRONMENT\\0'
@@ -60,6 +62,39 @@ def test_systemd_verifies_the_unit(hazardous, llama_deployments, stub, tmp_path)
         ours = [line for line in done.stderr.splitlines() if unit.name in line]
         assert not ours
         assert Systemd().parse(unit.read_text()) == deployment.canonical
+
+
+def test_kubernetes_schema_accepts_manifests(hazardous, llama_deployments, vllm_deployments):
+    import kubernetes_validate
+
+    for deployment in [*hazardous(3, 6), *llama_deployments(1, 6), *vllm_deployments(2, 6)]:
+        for document in yaml_text.read(Kubernetes().render(deployment)):
+            kubernetes_validate.validate(document, KUBERNETES, strict=True)
+        if deployment.engine != "llamacpp" and "{{" not in str(deployment):
+            (service,) = yaml_text.read(KServe().render(deployment))
+            pod = {"metadata": {"name": "x"}, "spec": service["spec"]["template"]}
+            kubernetes_validate.validate({"apiVersion": "v1", "kind": "Pod", **pod}, KUBERNETES, strict=True)
+
+
+def test_kubernetes_schema_would_notice(llama_deployments):
+    import kubernetes_validate
+
+    workload, _ = yaml_text.read(Kubernetes().render(llama_deployments(1, 6)[0]))
+    workload["spec"]["template"]["spec"]["containers"][0]["argz"] = []
+    with pytest.raises(kubernetes_validate.ValidationError, match="argz"):
+        kubernetes_validate.validate(workload, KUBERNETES, strict=True)
+
+
+def test_a_parser_of_the_compose_specification_reads_the_same(hazardous, llama_deployments, vllm_deployments):
+    from compose_spec import PyCompose
+
+    for deployment in [*hazardous(8, 7), *llama_deployments(2, 7), *vllm_deployments(4, 7)]:
+        text = Compose().render(deployment)
+        read = PyCompose.from_yaml(text).to_dict()["services"]["engine"]
+        written = yaml_text.read(text)[0]["services"]["engine"]
+        for key in ("entrypoint", "command", "image"):
+            assert read[key] == written[key]
+        assert dict(read.get("environment") or {}) == written.get("environment", {})
 
 
 def test_readers_of_older_yaml_see_the_same_document(hazardous):
