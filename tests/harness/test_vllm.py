@@ -107,6 +107,7 @@ class TestPlan:
         assert planned.deploy_argv == (
             "vllm", "serve", str(smollm.variants["published"]), "--served-model-name", "smollm2",
             "--host", "127.0.0.1", "--port", "{port}", "--max-model-len", "768", "--no-enable-log-requests",
+            "--kv-cache-memory-bytes", str(4 * GIB),
             "--enable-prefix-caching", "--enable-chunked-prefill",
         )  # fmt: skip
         assert "trust" not in " ".join(planned.argv)
@@ -204,7 +205,7 @@ class TestInstalledRelease:
             flag: Flag(None, None)
             for flag in (
                 *("--served-model-name", "--host", "--port", "--max-model-len", "--enable-chunked-prefill"),
-                *("--max-num-seqs", "--disable-log-requests"),
+                *("--max-num-seqs", "--disable-log-requests", "--kv-cache-memory-bytes"),
             )
         }
         known["--kv-cache-dtype"] = Flag("auto", ("auto", "fp8_e5m2"))
@@ -306,6 +307,10 @@ class TestWords:
         [
             ("ERROR 10-08 20:33:48 [core.py:708] larger than the available KV cache memory (4.5 GiB)", "out_of_memory"),
             ("ValueError: No available memory for the cache blocks. Try increasing gpu_memory", "out_of_memory"),
+            (
+                "ValueError: Available memory on node 0 (21.63/23.54 GiB) on startup is less than desired",
+                "out_of_memory",
+            ),
             ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.96 GiB", "out_of_memory"),
             ("ValueError: Free memory on device (3.1/80.0 GiB) on startup is less than desired GPU", "out_of_memory"),
             ("vllm serve: error: unrecognized arguments: --no-such-flag", "bad_flag"),

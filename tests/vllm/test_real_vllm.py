@@ -112,10 +112,13 @@ class TestFailures:
         assert self.failure(engine, plan, tmp_path).failure == "unsupported"
 
     def test_a_kv_space_beyond_the_machine(self, engine, smollm, tmp_path):
-        plan = planned(engine, smollm, enforce_eager=True)
-        plan = replace(plan, env={**plan.env, knobs.KV_SPACE: "4000"})
+        plan = with_argv(planned(engine, smollm, enforce_eager=True), kv_cache_memory_bytes=str(4000 << 30))
         error = self.failure(engine, plan, tmp_path)
         assert (type(error), error.failure) == (EngineOutOfMemory, "out_of_memory")
+
+    def test_a_kv_space_too_small_for_one_sequence(self, engine, smollm, tmp_path):
+        plan = with_argv(planned(engine, smollm, enforce_eager=True), kv_cache_memory_bytes=str(1 << 20))
+        assert self.failure(engine, plan, tmp_path).failure == "out_of_memory"
 
     def test_a_port_that_is_taken(self, engine, smollm, tmp_path):
         with socket.socket() as taken:

@@ -13,7 +13,8 @@ from scenarios.space import Knob, SearchSpace, Value
 AUTO = "auto"
 GIB = 1 << 30
 DRAFTED = ("ngram", "suffix")
-KV_SPACE = "VLLM_CPU_KVCACHE_SPACE"  # GiB
+KV_BYTES_FLAG = "--kv-cache-memory-bytes"
+USUAL_KV_GIB = 4
 BINDING = "VLLM_CPU_OMP_THREADS_BIND"
 KV_SHARE = 0.6  # of the host's memory: larger KV spaces are not offered
 UTILISATION_FLAG = "--gpu-memory-utilization"
@@ -38,7 +39,7 @@ SWITCHES = {  # knobs that are a flag or its `--no-` twin
     "async_scheduling": "async-scheduling",
     "enforce_eager": "enforce-eager",
 }
-ENVIRONMENT = {"kv_cache_gib": KV_SPACE, "thread_binding": BINDING}
+ENVIRONMENT = {"thread_binding": BINDING}
 SAID_IN_LOG = {  # knob -> the name under which vLLM's log tells its value
     "dtype": "dtype",
     "quantization": "quantization",
@@ -55,7 +56,9 @@ SAID_IN_LOG = {  # knob -> the name under which vLLM's log tells its value
 
 
 def space(engine: str, model: ResolvedModel, shape: HfShape, host: HostLimits, *, cuda: bool) -> SearchSpace:
-    return SearchSpace(engine, (*_precision(model, shape, cuda=cuda), *_memory(host, cuda=cuda), *_work(shape, host)))
+    return SearchSpace(
+        engine, (*_precision(model, shape, cuda=cuda), *_memory(host, cuda=cuda), *_work(shape, host, cuda=cuda))
+    )
 
 
 def _precision(model: ResolvedModel, shape: HfShape, *, cuda: bool) -> Iterator[Knob]:
@@ -108,8 +111,10 @@ def _memory(host: HostLimits, *, cuda: bool) -> Iterator[Knob]:
             "Share of the GPU's memory for weights, activations and KV cache together.",
         )
     else:
-        sizes = tuple(s for s in (1, 2, 4, 8, 16, 32, 64, 128) if s * GIB <= KV_SHARE * host.memory_bytes)
-        yield Knob("kv_cache_gib", (AUTO, *sizes), AUTO, "memory", "Memory of the KV cache.")
+        sizes = tuple(s for s in (1, 2, 4, 8, 16, 32, 64, 128) if s * GIB <= KV_SHARE * host.memory_bytes) or (1,)
+        usual = max(s for s in sizes if s <= USUAL_KV_GIB)
+        # vLLM's own default is nearly all of the host's memory: it would not start beside anything else.
+        yield Knob("kv_cache_gib", sizes, usual, "memory", "Memory of the KV cache.")
         yield Knob("thread_binding", (AUTO, "nobind"), AUTO, "compute", "Pin compute threads to cores, or leave them.")
     yield Knob("block_size", (AUTO, 16, 32, 64, 128), AUTO, "memory", "Tokens of one block of the KV cache.")
     yield Knob(
@@ -122,7 +127,7 @@ def _memory(host: HostLimits, *, cuda: bool) -> Iterator[Knob]:
     )
 
 
-def _work(shape: HfShape, host: HostLimits) -> Iterator[Knob]:
+def _work(shape: HfShape, host: HostLimits, *, cuda: bool) -> Iterator[Knob]:
     yield Knob(
         "max_num_seqs", (AUTO, 4, 8, 16, 32, 64, 128, 256, 512, 1024), AUTO, "batching", "Sequences decoded together."
     )
@@ -148,7 +153,8 @@ def _work(shape: HfShape, host: HostLimits) -> Iterator[Knob]:
     yield Knob(
         "scheduling_policy", ("fcfs", "priority"), "fcfs", "batching", "First come, or by the priority of a request."
     )
-    yield Knob("async_scheduling", (AUTO, True, False), AUTO, "batching", "Schedule the next step during this one.")
+    if cuda:  # without a GPU there is none
+        yield Knob("async_scheduling", (AUTO, True, False), AUTO, "batching", "Schedule the next step during this one.")
     yield Knob(
         "performance_mode",
         ("balanced", "interactivity", "throughput"),
@@ -199,7 +205,7 @@ def _speculation() -> Iterator[Knob]:
 
 def flags(k: Mapping[str, Value]) -> Iterator[tuple[str, str | None]]:
     """Flag and value; None: a switch. What is left to vLLM is not said."""
-    for name in (*VALUES, *SWITCHES):
+    for name in ("kv_cache_gib", *VALUES, *SWITCHES):
         if name in k and (said := flag(name, k[name])) is not None:
             yield said
     if (method := k.get("speculation", "none")) != "none":
@@ -211,6 +217,8 @@ def flags(k: Mapping[str, Value]) -> Iterator[tuple[str, str | None]]:
 
 def flag(name: str, value: Value) -> tuple[str, str | None] | None:
     """How one knob is said; None: nothing is said, or it is no flag of its own."""
+    if name == "kv_cache_gib":
+        return KV_BYTES_FLAG, str(int(value) * GIB)
     if name in VALUES and value not in (AUTO, "none") and not _plain(name, value):
         return VALUES[name], str(value)
     if name in SWITCHES and value != AUTO and not (name == "enforce_eager" and not value):

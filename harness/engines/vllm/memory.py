@@ -16,7 +16,6 @@ GRAPHS_BYTES = 1 << 30  # CUDA context, captured graphs, allocator slack: what i
 DEFAULT_BATCHED_TOKENS = 8192
 DEFAULT_SEQS = 256
 DEFAULT_UTILISATION = 0.92  # of release 0.32; 0.9 before
-CPU_KV_BYTES = 4 << 30  # where no KV space is named
 MEMORY_SHARE = 0.9  # of the host's memory that a plan on a CPU may expect to use
 WEIGHT_SHARE = {"none": 1.0, "fp8": 0.5, "bitsandbytes": 0.28}  # of 16-bit weights, scales included
 
@@ -75,8 +74,7 @@ def _on_gpus(
 
 
 def _on_cpu(shape: HfShape, k: Mapping[str, Any], host: HostLimits, longest_tokens: int) -> MemoryPlan:
-    asked = k.get("kv_cache_gib", AUTO)
-    kv = CPU_KV_BYTES if asked == AUTO else int(asked) * GIB
+    kv = int(k["kv_cache_gib"]) * GIB
     weights = _weights(shape, k)
     activations = _activations(shape, k) + _logits(shape, k)
     total = weights + kv + activations

@@ -17,7 +17,7 @@ REASONS: tuple[tuple[FailureClass, str], ...] = (
             r"larger than the available KV cache memory|No available memory for the cache blocks"
             r"|OutOfMemoryError|CUDA out of memory|out of memory|DefaultCPUAllocator: can't allocate memory"
             r"|Cannot allocate memory|Free memory on device .* is less than desired|MemoryError|std::bad_alloc"
-            r"|[Nn]ot enough (available )?memory|larger than the available .*memory"
+            r"|[Nn]ot enough (available )?memory|Available memory on node .* less than"
         ),
     ),
     ("bad_flag", r"error: (unrecognized arguments|argument |the following arguments)|Unexpected keyword argument"),
