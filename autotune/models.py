@@ -9,6 +9,8 @@ import typer
 from autotune.console import JsonOption, emit_json, err, next_step, out, table
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from harness.progress import Progress
 
 app = typer.Typer(help="Weights and their quantised variants, cached outside the repository.", no_args_is_help=True)
@@ -71,7 +73,7 @@ def build(name: BuildArgument, variant: VariantOption = None, json: JsonOption =
         return
     shown = table(name, "variant", "MB", "file")
     for built, path in files.items():
-        shown.add_row(built, f"{path.stat().st_size / 1e6:.1f}", str(path))
+        shown.add_row(built, f"{_megabytes(path):.1f}", str(path))
     out.print(shown)
     next_step("autotune models list --verify")
 
@@ -94,3 +96,9 @@ def _progress() -> "Iterator[Progress]":
             bar.update(task, description=what, completed=done, total=total)
 
         yield on_progress
+
+
+def _megabytes(path: "Path") -> float:
+    """Of a file, or of all files of a folder."""
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files) / 1e6

@@ -45,6 +45,12 @@ def tune(
     tracker: Annotated[list[str] | None, typer.Option(help="Where to record: mlflow, wandb. Default: mlflow.")] = None,
     workers: Annotated[int, typer.Option(help="Load processes on this machine.", min=1)] = 1,
     track: Annotated[bool, typer.Option(help="--no-track: record nowhere but in the run folder.")] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan, its memory and its time; start nothing.")
+    ] = False,
+    assume_gpus: Annotated[
+        str | None, typer.Option(help="With --dry-run: as if there were these GPUs, e.g. 1x80 (GiB).")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the answer.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -54,18 +60,14 @@ def tune(
     from harness.load.fleet import Fleet
     from lifecycle.registry.sync import mirror_all
     from reports import html
-    from scenarios.errors import UserError
     from scenarios.load import load
     from tuners.study import Asked
 
     changes = {"trials": trials, "wall_clock_s": _seconds(budget) if budget else None}
     search = {"tuner": tuner, "seed": seed, "control": control, "transfer": from_ or None}
     wanted = _overridden(load(scenario), budget=changes, search=search)
-    if resume and any(value is not None for value in (*changes.values(), *search.values())):
-        raise UserError(
-            "--resume goes on as the study was asked for: leave --trials, --budget, --tuner, --seed, --control and "
-            "--from away"
-        )
+    asked_otherwise = any(value is not None for value in (*changes.values(), *search.values()))
+    _refuse_or_only_look(wanted, resume and asked_otherwise, dry_run, assume_gpus, json=json)
     folder = study_folder(run, wanted.name, resume=resume)
     if resume and (folder / "scenario.yaml").exists():
         wanted = load(folder / "scenario.yaml")  # as it was asked when the study began
@@ -148,6 +150,25 @@ def _earlier(name: str, root: Path) -> Path:
     from lifecycle.registry.mlflow_tracker import ledger_from
 
     return ledger_from(run_id, root / "earlier" / run_id).parent
+
+
+def _refuse_or_only_look(
+    wanted: "Scenario", resumed_otherwise: bool, dry_run: bool, assume_gpus: str | None, *, json: bool
+) -> None:
+    """Options that contradict each other; and --dry-run, which ends here."""
+    from autotune import dry_run as dry_runs
+    from scenarios.errors import UserError
+
+    if resumed_otherwise:
+        raise UserError(
+            "--resume goes on as the study was asked for: leave --trials, --budget, --tuner, --seed, --control and "
+            "--from away"
+        )
+    if dry_run:
+        dry_runs.show(wanted, assume_gpus, json=json)
+        raise typer.Exit
+    if assume_gpus is not None:
+        raise UserError("--assume-gpus has a meaning only with --dry-run")
 
 
 def _check(space: "SearchSpace", watch: "Watch") -> None:

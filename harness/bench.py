@@ -16,7 +16,7 @@ import httpx
 import psutil
 
 from harness import audit, plugins
-from harness.engines.base import Engine, HostLimits, LaunchPlan, ResolvedModel
+from harness.engines.base import Engine, HostLimits, LaunchPlan, ResolvedModel, SaysWhatItRuns
 from harness.errors import EngineCrashed, EngineHung
 from harness.host import limits
 from harness.judge import judge
@@ -107,7 +107,8 @@ def prepare(scenario: Scenario, root: Path, observer: Observer, *, build: bool, 
             "engine.base_url that means the same machine everywhere"
         )
     engine: Engine = plugins.load("engines", scenario.engine.name)()
-    version = engine.version()
+    # An engine that has no environment of its own need not take the argument.
+    version = engine.version(scenario.engine) if scenario.engine.python else engine.version()
     if scenario.model.simulated is not None:
         observer.note("simulated: the engine follows a stated law, and no accelerator is measured")
     if scenario.model.served_as is not None or scenario.model.simulated is not None:
@@ -144,8 +145,13 @@ def session(subject: Subject, config: ServingConfig, folder: Path) -> Iterator["
         (folder / "plan.json").write_text(json.dumps(_plan_document(plan), indent=2) + "\n", encoding="utf-8")
     except OSError as err:
         raise unusable(folder, err) from err
+    for notice in plan.notices:
+        subject.observer.note(f"  {notice}")
     subject.observer.begin("launch", None)
     with launch(subject.engine, subject.scenario.engine, plan, folder / "engine.log") as running:
+        if isinstance(subject.engine, SaysWhatItRuns):
+            for line in subject.engine.disagreements(plan, running.log_path.read_text("utf-8", "replace")):
+                subject.observer.note(f"  {line}")
         try:
             yield Session(subject, running, plan, folder)
         except EngineCrashed:

@@ -32,7 +32,18 @@ def limits() -> HostLimits:
             cores = max(1, min(cores, int(int(text[0]) / int(text[1]))))
         else:
             memory = min(memory, int(text[0]))
-    return HostLimits(cores, memory)
+    return HostLimits(cores, memory, gpu_memory_bytes())
+
+
+def gpu_memory_bytes() -> tuple[int, ...]:
+    """Of each GPU that nvidia-smi tells of; empty without it."""
+    if (tool := shutil.which("nvidia-smi")) is None:
+        return ()
+    query = [tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    said = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    if said.returncode != 0:
+        return ()
+    return tuple(int(line) << 20 for line in said.stdout.split() if line.isdigit())
 
 
 def fingerprint() -> Host:

@@ -215,9 +215,15 @@ def classify(log: str, exit_code: int | None) -> FailureClass | None:
     return "out_of_memory" if exit_code == 128 + 9 else None
 
 
+# A named exception says more than the frames around it, and than those that were raised because of it.
+_NAMED = re.compile(r"\b\w*(Error|Exception): \S")
+_ELSEWHERE = re.compile(r"root cause")
+
+
 def _decisive_lines(log_path: Path, most: int = 6) -> tuple[str, ...]:
     if not log_path.exists():
         return ()  # attached: its log is somebody else's
     lines = [line.rstrip()[:300] for line in log_path.read_text("utf-8", "replace").splitlines() if line.strip()]
     telling = [line for line in lines if _DECISIVE.search(line)]
-    return tuple((telling or lines)[-most:])
+    named = [line for line in telling if _NAMED.search(line) and not _ELSEWHERE.search(line)]
+    return tuple((named or telling or lines)[-most:])

@@ -19,7 +19,9 @@ class ModelRef(Spec):
     """Which weights: exactly one of `name` (of the model store), `path` (a GGUF file), `served_as`, `simulated`."""
 
     name: Name | None = Field(None, description="A model of the store: see `autotune models list`.")
-    path: str | None = Field(None, description="A local GGUF file; relative to the scenario file.")
+    path: str | None = Field(
+        None, description="A local GGUF file, or a folder in Hugging Face format; relative to the scenario file."
+    )
     served_as: str | None = Field(None, description="What an attached endpoint calls it in `model`.")
     simulated: Name | None = Field(None, description="A shape of the simulated engine, without weights: e.g. 8b.")
     context_tokens: Annotated[int, Field(ge=64, le=10**7)] = Field(

@@ -18,7 +18,7 @@ from scenarios.spec import EngineSpec
 class Attached:
     name = "attached"
 
-    def version(self) -> str:
+    def version(self, spec: EngineSpec | None = None) -> str:  # noqa: ARG002 - the contract's shape
         return "attached (unknown)"
 
     def knobs(self, spec: EngineSpec, model: ResolvedModel, host: HostLimits) -> SearchSpace:  # noqa: ARG002 - the contract's shape

@@ -6,7 +6,7 @@ Knows nothing of load, targets or search. The contract suite is tests/contract/e
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from harness.errors import FailureClass
 from scenarios.space import SearchSpace, ServingConfig, Value
@@ -22,6 +22,7 @@ class ResolvedModel:
     reference_variant: str
     variants: Mapping[str, Path] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
+    repositories: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # fetched by the engine: name, revision
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class HostLimits:
 
     cores: int
     memory_bytes: int
+    gpu_memory_bytes: tuple[int, ...] = ()  # of each GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class LaunchPlan:
     memory_explained: str
     deploy_argv: tuple[str, ...] = ()  # the same flags behind the program that people install
     request_extras: Mapping[str, Any] = field(default_factory=dict)  # e.g. {"ignore_eos": True}: exact output lengths
+    notices: tuple[str, ...] = ()  # what was left out of argv, for people
     simulated: bool = False  # a stated law is measured, no hardware: whatever is printed says so
 
 
@@ -68,8 +71,11 @@ class Engine(Protocol):
 
     name: str
 
-    def version(self) -> str:
-        """Of the installed engine. Raises EngineNotInstalled with the command that installs it."""
+    def version(self, spec: EngineSpec | None = None) -> str:
+        """Of the engine in `spec.python`, else of the installed one.
+
+        Raises EngineNotInstalled with the command that installs it.
+        """
 
     def knobs(self, spec: EngineSpec, model: ResolvedModel, host: HostLimits) -> SearchSpace:
         """Every knob with the values that make sense for this model on this host; defaults are the engine's."""
@@ -94,3 +100,11 @@ def presets(engine: Engine) -> Mapping[str, Mapping[str, Value]]:
     """
     declared: Mapping[str, Mapping[str, Value]] = getattr(engine, "presets", {})
     return declared
+
+
+@runtime_checkable
+class SaysWhatItRuns(Protocol):
+    """An engine whose log names the settings that it resolved, so that they can be compared with those asked for."""
+
+    def disagreements(self, plan: LaunchPlan, log: str) -> tuple[str, ...]:
+        """One sentence for each setting that is another than asked. Called once the engine is ready."""

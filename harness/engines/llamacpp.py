@@ -32,7 +32,7 @@ MEMORY_SHARE = 0.9  # of the host's memory that a plan may expect to use
 class LlamaCpp:
     name = "llamacpp"
 
-    def version(self) -> str:
+    def version(self, spec: EngineSpec | None = None) -> str:  # noqa: ARG002 - the contract's shape
         try:
             return f"xllamacpp {importlib.metadata.version('xllamacpp')}"
         except importlib.metadata.PackageNotFoundError:

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from harness.engines.base import ResolvedModel
 from harness.errors import ModelCorrupt, ModelNotFound
 from harness.measurement import Record
-from harness.models import gguf_variants
+from harness.models import gguf_variants, hf_convert, hugging_face
 from harness.models.catalog import KNOWN, KnownModel
 from harness.models.fetch import download
 from harness.models.gguf_header import read_header
@@ -73,6 +73,10 @@ def resolve(ref: ModelRef, *, build: bool, on_progress: Progress = silent) -> Re
     """
     if ref.served_as is not None:
         return ResolvedModel(ref, ref.label, reference_variant="served")
+    if ref.path is not None and (folder := Path(ref.path).expanduser().resolve()).is_dir():
+        return hugging_face.in_folder(ref, folder, _remembered_sha256)
+    if ref.name in hugging_face.HUB:
+        return hugging_face.of_hub(ref, hugging_face.HUB[ref.name], cache_folder(), _remembered_sha256)
     model = _known(ref.label) if ref.path is None else _local(Path(ref.path).expanduser().resolve())
     if build:
         model.fill(model.wanted, on_progress, replace_corrupt=False)
@@ -100,6 +104,8 @@ def fetch(name: str, on_progress: Progress = silent) -> Path:
 
 def build(name: str, variants: tuple[str, ...] = (), on_progress: Progress = silent) -> dict[str, Path]:
     """These variants (default: all), built if missing or damaged. ``name``: a known model or a GGUF file's path."""
+    if name in hugging_face.HUB:
+        return _build_of_hub(hugging_face.HUB[name], on_progress)
     local = Path(name).expanduser()
     model = _local(local.resolve()) if name not in KNOWN and local.is_file() else _known(name)
     for variant in variants:
@@ -108,6 +114,20 @@ def build(name: str, variants: tuple[str, ...] = (), on_progress: Progress = sil
     wanted = variants or model.wanted
     model.fill(wanted, on_progress, replace_corrupt=True)
     return {variant: model.file(variant) for variant in wanted}
+
+
+def _build_of_hub(model: hugging_face.HubModel, on_progress: Progress) -> dict[str, Path]:
+    """Raises UserError where it can only be fetched by the engine that serves it."""
+    if model.gguf is None:
+        raise UserError(f"{model.name} is not built here: the engine fetches {model.repository} from the hub itself")
+    source = build(model.gguf, ("f16",), on_progress)["f16"]
+    folder = hugging_face.built_folder(model, cache_folder())
+    with _locked(folder.with_name(f"{folder.name}-lock"), on_progress, model.name) as scratch:
+        on_progress(0, 1, f"{model.name}: Hugging Face format")
+        part = hf_convert.convert(source, scratch / "model")
+        shutil.rmtree(folder, ignore_errors=True)
+        part.replace(folder)
+    return {hugging_face.PUBLISHED: folder}
 
 
 def list_models(*, verify: bool = False, on_progress: Progress = silent) -> tuple[ModelInfo, ...]:

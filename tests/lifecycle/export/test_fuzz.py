@@ -1,0 +1,49 @@
+"""800 random configurations through every format and back, and what each refuses."""
+
+from collections import Counter
+
+from harness import plugins
+from scenarios.errors import UserError
+
+REFUSALS = (
+    "is for",
+    "KServe would take a `{{`",
+    "Argo would take",
+    "a preset cannot",
+)
+
+
+def through_every_format(deployments):
+    """How many each format carried. Asserts that what it carried came back whole."""
+    exporters = [plugins.load("exporters", name)() for name in plugins.names("exporters")]
+    carried, refusals = Counter(), set()
+    for deployment in deployments:
+        for exporter in exporters:
+            try:
+                text = exporter.render(deployment)
+            except UserError as refusal:
+                refusals.add(str(refusal))
+                continue
+            assert exporter.digest(text) == deployment.canonical.digest, (exporter.name, text)
+            carried[exporter.name] += 1
+    assert [r for r in refusals if not any(words in r for words in REFUSALS)] == []
+    return carried
+
+
+def test_llama_cpp(llama_deployments):
+    carried = through_every_format(llama_deployments(300, 11))
+    assert carried == dict.fromkeys(("winner", "shell", "systemd", "compose", "k8s", "llamacpp"), 300)
+
+
+def test_vllm(vllm_deployments):
+    carried = through_every_format(vllm_deployments(300, 13))
+    all_but_one = [name for name in plugins.names("exporters") if name != "llamacpp"]
+    assert carried == dict.fromkeys(all_but_one, 300)
+
+
+def test_words_that_break_quoting(hazardous):
+    carried = through_every_format(hazardous(200, 12))
+    always = dict.fromkeys(("winner", "shell", "systemd", "compose", "k8s", "production-stack", "vllm"), 200)
+    assert {name: n for name, n in carried.items() if name in always} == always
+    assert carried["kserve"] > 100
+    assert carried["argo-analysis"] > 150

@@ -1,0 +1,54 @@
+"""`autotune tune --dry-run` on the catalogue's scenarios: everything is told, nothing is started."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from autotune.cli import app
+from scenarios.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def apart(tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTOTUNE_MODELS", str(tmp_path / "models"))
+    monkeypatch.setenv("AUTOTUNE_ENGINES", str(tmp_path / "engines"))
+    monkeypatch.chdir(tmp_path)
+
+
+def tune(*arguments):
+    return CliRunner().invoke(app, ["tune", *arguments], catch_exceptions=False)
+
+
+def test_a_gpu_study_is_planned_without_a_gpu(tmp_path):
+    done = tune("vllm-h100-llama-8b", "--dry-run", "--assume-gpus", "1x80", "--json")
+    assert done.exit_code == 0
+    told = json.loads(done.stdout)
+    assert told["gpus_assumed"] is True
+    assert told["control"]["command"].startswith("vllm serve meta-llama/Llama-3.1-8B-Instruct ")
+    assert "KV cache 56." in told["control"]["memory"]
+    assert told["launches"] == sum(part["launches"] for part in told["parts"])
+    assert told["seconds_at_most"] == pytest.approx(sum(part["seconds"] for part in told["parts"]))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_does_not_fit_is_said_before_the_gpu_is_paid_for():
+    with pytest.raises(UserError, match="not enough memory for one sequence"):
+        tune("vllm-h100-llama-8b", "--dry-run", "--assume-gpus", "1x16")
+
+
+@pytest.mark.parametrize("gpus", ["80", "1x", "0x80", "ax80"])
+def test_gpus_that_cannot_be_understood(gpus):
+    with pytest.raises(UserError, match="--assume-gpus must be like 1x80"):
+        tune("vllm-h100-llama-8b", "--dry-run", "--assume-gpus", gpus)
+
+
+def test_assumptions_are_for_dry_runs_alone():
+    with pytest.raises(UserError, match="only with --dry-run"):
+        tune("vllm-h100-llama-8b", "--assume-gpus", "1x80")
+
+
+def test_people_get_tables():
+    done = tune("vllm-cpu-smollm2", "--dry-run")
+    for words in ("nothing was started", "cannot be planned", "KV cache", "Time, at most", "vllm serve"):
+        assert words in " ".join(done.stdout.split())
