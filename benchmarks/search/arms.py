@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import optuna
 
@@ -62,11 +62,22 @@ class StudyArm:
             watch = Watch(laboratory.subject.observer)
             study = Study(laboratory, world.space, tuner, watch, Asked("", ""))
             winner = study.run() if self.finals else _searched(study)
-        launches = launches_of([r.trial for r in watch.results])
+        trials = [r.trial for r in watch.results]
+        launches = launches_of(trials)
+        if isinstance(tuner, Picking):
+            launches = tuple(replace(x, pick=tuner.pick(trials[: n + 1])) for n, x in enumerate(launches))
         if winner is None:
             return Search(launches)
         deployed = ServingConfig(world.space.engine, winner.config["knobs"]).short if winner.config else None
         return Search(launches, winner.outcome, deployed)
+
+
+@runtime_checkable
+class Picking(Protocol):
+    """A tuner that knows better than the scores which configuration is the best so far."""
+
+    def pick(self, history: Sequence[Trial]) -> str | None:
+        """Its digest, as `ServingConfig.short`; None: the best score."""
 
 
 @dataclass(slots=True)
