@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from harness.errors import FailureClass
-from scenarios.space import SearchSpace, ServingConfig
+from scenarios.space import SearchSpace, ServingConfig, Value
 from scenarios.spec import EngineSpec, ModelRef
 
 
@@ -85,3 +85,12 @@ class Engine(Protocol):
 
     def metrics(self, endpoint: Endpoint) -> dict[str, float]:
         """Counters of the engine's own /metrics by short name; empty where there are none."""
+
+
+def presets(engine: Engine) -> Mapping[str, Mapping[str, Value]]:
+    """Configurations that the engine's makers recommend, by name: its attribute ``presets``, which is optional.
+
+    They are controls like the defaults: measured first and outside the budget.
+    """
+    declared: Mapping[str, Mapping[str, Value]] = getattr(engine, "presets", {})
+    return declared

@@ -13,7 +13,8 @@ import pytest
 from scipy import stats
 
 import queues
-from harness.engines.simulated.scheduler import Limits, StepLaw
+from harness.engines.simulated.core import Limits
+from harness.engines.simulated.steps import StepLaw
 from harness.engines.simulated.virtual import Requests, serve
 
 TOKENS = 500  # of a mean service, which lasts a second
