@@ -123,7 +123,8 @@ def _plots(records: StudyRecords, found: Answer) -> dict[str, list[Plot]]:
 
 def _model(records: StudyRecords) -> str:
     model = records.start.scenario["model"]
-    return str(model.get("name") or model.get("served_as") or model.get("simulated") or model.get("path"))
+    simulated = f"{model['simulated']}-simulated" if model.get("simulated") else None
+    return str(model.get("name") or model.get("served_as") or simulated or model.get("path"))
 
 
 def _asset(templates: Environment, name: str) -> str:

@@ -14,13 +14,13 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 SCENARIO = """\
 name: tiny-simulated
-model: {simulated: 1b, context_tokens: 2048}
+model: {simulated: 8b, context_tokens: 2048}
 engine: {name: simulated, accelerator: l40s, version: "1"}
 workload:
   arrivals: {process: constant}
-  prompt_tokens: {distribution: uniform, min: 100, max: 300}
+  prompt_tokens: {distribution: uniform, min: 400, max: 800}
   output_tokens: {distribution: fixed, mean: 12}
-slo: {ttft: {target_ms: 60}}
+slo: {ttft: {target_ms: 500}}
 search:
   finalists: 1
   knobs:

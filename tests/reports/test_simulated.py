@@ -48,9 +48,12 @@ def test_the_report_has_a_banner_above_everything_and_a_title_that_says_so(simul
     body = page[page.index("<body>") :]
     assert body.index('<p class="simulated"') < body.index("<header>")
     assert re.search(r"<title>Simulated: ", page)
+    assert "<span>8b-simulated</span>" in page
+    assert "Deploy this" not in page, "there is nothing to deploy"
     real = html.render(records.read(study_folder))
     assert '<p class="simulated"' not in real
     assert "<title>Simulated" not in real
+    assert "Deploy this" in real
 
 
 def test_the_command_line_says_so_first(simulated_study):
