@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import optuna
 
@@ -62,11 +62,22 @@ class StudyArm:
             watch = Watch(laboratory.subject.observer)
             study = Study(laboratory, world.space, tuner, watch, Asked("", ""))
             winner = study.run() if self.finals else _searched(study)
-        launches = _launches([r.trial for r in watch.results])
+        trials = [r.trial for r in watch.results]
+        launches = launches_of(trials)
+        if isinstance(tuner, Picking):
+            launches = tuple(replace(x, pick=tuner.pick(trials[: n + 1])) for n, x in enumerate(launches))
         if winner is None:
             return Search(launches)
         deployed = ServingConfig(world.space.engine, winner.config["knobs"]).short if winner.config else None
         return Search(launches, winner.outcome, deployed)
+
+
+@runtime_checkable
+class Picking(Protocol):
+    """A tuner that knows better than the scores which configuration is the best so far."""
+
+    def pick(self, history: Sequence[Trial]) -> str | None:
+        """Its digest, as `ServingConfig.short`; None: the best score."""
 
 
 @dataclass(slots=True)
@@ -100,7 +111,7 @@ def _searched(study: Study) -> None:
         return
 
 
-def _launches(trials: Sequence[Trial]) -> tuple[Launch, ...]:
+def launches_of(trials: Sequence[Trial]) -> tuple[Launch, ...]:
     """On the clock that begins after the first, the defaults."""
     clock_s = -trials[0].seconds
     found = []
@@ -120,7 +131,7 @@ def plain_tpe(world: World, traffic: int, seed: int, seconds: float, memory: Mem
     start_s = bench.clock_s
     while bench.clock_s - start_s < seconds:
         trial = study.ask()
-        launches.append(bench.launch(_suggested(world.space, trial), launches[0].score))
+        launches.append(bench.launch(suggested(world.space, trial), launches[0].score))
         if launches[-1].score is None:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
         else:
@@ -214,7 +225,7 @@ def _laboratory(world: World, traffic: int, memory: Memory) -> VirtualLaboratory
     return VirtualLaboratory(world, traffic, Path(), memory=memory)
 
 
-def _suggested(space: SearchSpace, trial: optuna.Trial) -> ServingConfig:
+def suggested(space: SearchSpace, trial: optuna.Trial) -> ServingConfig:
     """As people write it: numbers and words alike are categories; conditional knobs are asked for when they apply."""
     values: dict[str, Value] = {}
     for knob in space.knobs:

@@ -21,6 +21,7 @@ class Launch:
     ended_s: float
     score: float | None
     wasted: bool  # it crashed, ran out of memory, or could have been known beforehand not to start
+    pick: str | None = None  # what the arm would deploy after it (digest); None: its best score so far
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +80,22 @@ class Search:
 def course(search: Search, truths: Mapping[str, float], until_s: float) -> Course:
     """Launches that end after ``until_s`` do not count.
 
-    ``truths``: digest -> true capacity; what is not in it never runs. The arm picks the best score so far.
+    ``truths``: digest -> true capacity; what is not in it never runs.
+    The arm picks the best score so far, unless a launch says what it picks.
     """
     launches = search.launches
     optimum = max(truths.values())
-    best = launches[0].score or 0.0
-    steps = [Step(0, 0.0, 1 - truths.get(launches[0].digest, 0.0) / optimum)]
+    best, pick = launches[0].score or 0.0, launches[0].digest
+    steps = [Step(0, 0.0, round(1 - truths.get(pick, 0.0) / optimum, 4))]
     counted = [launch for launch in launches[1:] if launch.ended_s <= until_s]
     for n, launch in enumerate(counted, 1):
+        before = pick
         if launch.score is not None and launch.score > best:
-            best = launch.score
-            steps.append(Step(n, round(launch.ended_s, 1), round(1 - truths.get(launch.digest, 0.0) / optimum, 4)))
+            best, pick = launch.score, launch.digest
+        if launch.pick is not None:
+            pick = launch.pick
+        if pick != before:
+            steps.append(Step(n, round(launch.ended_s, 1), round(1 - truths.get(pick, 0.0) / optimum, 4)))
     seconds = counted[-1].ended_s if counted else 0.0
     return Course(
         steps=tuple(steps),

@@ -41,9 +41,10 @@ class Pass:
     requests: int
     width: float  # upper / lower rate at which a bisection ends
     near: float
+    most: int = 10_000  # of the best
 
 
-PASSES = (Pass(600, 1.08, 0.0), Pass(4_000, 1.03, 0.88), Pass(24_000, 1.008, 0.95))
+PASSES = (Pass(600, 1.08, 0.0), Pass(4_000, 1.03, 0.88), Pass(24_000, 1.008, 0.95, 16))
 QUICK_PASSES = (Pass(150, 1.2, 0.0),)
 
 
@@ -88,6 +89,7 @@ def truths(
     for one in passes:
         best = max(found.values(), default=0.0)
         again = [c for c in configs if found.get(c.short, math.inf) >= one.near * best]
+        again = sorted(again, key=lambda c: -found.get(c.short, 0.0))[: one.most] if found else again
         guess = 1.0
         for config in again:
             first = config.short not in found

@@ -29,7 +29,7 @@ BUDGETS = {
     "agents": (8, 60, 40, 4),
     "batch": (15, 240, 120, 4),
 }
-HOURS = {"chat": 3.0, "rag": 4.0, "code": 5.0, "agents": 2.5, "batch": 8.0}  # of wall-clock that a search gets
+HOURS = {"chat": 2.0, "rag": 2.5, "code": 3.5, "agents": 1.75, "batch": 5.0}  # of wall-clock that a search gets
 
 NAMES = ("chat", "rag", "code", "agents", "batch")
 VALIDATED_S = 1.0  # of a launch whose flags contradict one another: the process ends after reading them
