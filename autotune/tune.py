@@ -33,7 +33,7 @@ def tune(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest unfinished run.")] = False,
     trials: Annotated[int | None, typer.Option(help="Instead of budget.trials.", min=1)] = None,
     budget: Annotated[str | None, typer.Option(help="Wall-clock limit of the search, e.g. 90s, 20m, 2h.")] = None,
-    tuner: Annotated[str | None, typer.Option(help="Instead of search.tuner: tpe, random, grid …")] = None,
+    tuner: Annotated[str | None, typer.Option(help="Instead of search.tuner: gp, tpe, random …")] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of search.seed.", min=0)] = None,
     control: Annotated[
         str | None, typer.Option(help="random: search again at random for as many seconds, to compare with.")

@@ -126,7 +126,7 @@ class QualityGate(Spec):
 class Search(Spec):
     """How the space is searched, and which part of it."""
 
-    tuner: Name = "tpe"
+    tuner: Name = "gp"
     seed: Seed = 0
     knobs: dict[str, Annotated[tuple[Value, ...], Field(min_length=1)]] = Field(
         default_factory=dict, description="Knob -> values to try. Knobs not named keep the engine's default."

@@ -13,7 +13,7 @@ from scipy.special import erfcx, log_ndtr
 from scenarios.space import SearchSpace, ServingConfig
 from tuners.base import Possible, Trial, everything
 from tuners.gaussian_process import Beliefs, GaussianProcess
-from tuners.lattice import Codes, Lattice
+from tuners.lattice import Codes, Lattice, ordered
 from tuners.random_tuner import untried
 from tuners.recall import recalled
 from tuners.seeds import derived
@@ -23,11 +23,13 @@ BoolArray = NDArray[np.bool_]
 Among = Callable[[Codes], BoolArray]
 
 STARTUP_TRIALS = 4  # drawn at random before anything is modelled; the control is not one of them
+COVER_TRIALS = 7  # most that are spent on launching every value of the knobs that have no order
+UNUSUAL = 0.6  # of an unseen value's worth: what a memory setting off its default costs there, since it may kill
 MOST_TRIALS = 160  # that a model is fitted to
 NEAR_BEST = 3  # configurations whose surroundings are looked at in a space too large to list
 FLOOR = math.log(10.0)  # a score below a tenth of the best says "bad", not how bad
 HELD, BROKEN = -0.5, 0.5  # what a constraint is modelled around; its grade adds or takes half at most
-OF_SCORE = Beliefs(length=(1.0, 0.6), signal=(0.5, 0.4), noise=(0.06, 0.5))  # of the logarithm
+OF_SCORE = Beliefs(length=(1.0, 1.0), signal=(0.9, 0.7), noise=(0.08, 0.5))  # of the logarithm
 OF_CONSTRAINT = Beliefs(length=(1.0, 0.6), signal=(0.7, 0.4), noise=(0.15, 0.5))
 OF_SECONDS = Beliefs(length=(1.5, 0.6), signal=(0.4, 0.4), noise=(0.15, 0.5))  # of the logarithm
 NEW_OR_NOT = np.array([[0.0, 1.0], [1.0, 0.0]])  # squared distances of the column that Cost adds
@@ -54,7 +56,9 @@ class GpTuner:
         if among is not None:
             rows = rows[among(rows)]
         order = rng.permutation(len(rows))
-        if len(history) > STARTUP_TRIALS:
+        if among is None and len(history) <= COVER_TRIALS and (unseen := self._unseen(history)):
+            order = order[np.argsort(-self._coverage(rows[order], unseen), kind="stable")]
+        elif len(history) > STARTUP_TRIALS:
             value = Models(self.lattice, known, history).value(rows[order])
             order = order[np.argsort(-value, kind="stable")]
         tried = {t.config_digest for t in history}
@@ -63,6 +67,24 @@ class GpTuner:
             if config.digest not in tried and possible(config):
                 return config
         return None
+
+    def _unseen(self, history: Sequence[Trial]) -> list[tuple[int, int]]:
+        """Column and code of every value without order that no launch that ran has had: nothing tells of it."""
+        ran = self.lattice.codes([t.knobs for t in history if t.score is not None])
+        return [
+            (k, code)
+            for k, knob in enumerate(self.space.knobs)
+            if len(knob.choices) > 1 and not ordered(knob)
+            for code in range(len(knob.choices))
+            if code not in ran[:, k]
+        ]
+
+    def _coverage(self, rows: Codes, unseen: Sequence[tuple[int, int]]) -> FloatArray:
+        """How many unseen values each row has, less what it risks."""
+        default = self.lattice.codes([dict(self.space.default().knobs)])[0]
+        risky = [k for k, knob in enumerate(self.space.knobs) if knob.effect == "memory" and ordered(knob)]
+        gained = sum((rows[:, k] == code).astype(float) for k, code in unseen)
+        return np.asarray(gained - UNUSUAL * (rows[:, risky] != default[risky]).sum(axis=1))
 
     def expects(self, history: Sequence[Trial], config: ServingConfig) -> float | None:
         """The score that the model expects of ``config``; None while it knows too little to say."""

@@ -180,7 +180,7 @@ def test_a_dump_quotes_what_other_readers_take_for_booleans():
 
 def test_a_dump_shows_every_default():
     shown = dump_yaml(load("smoke"))
-    for default in ("start_timeout_s: 120.0", "alpha: 0.05", "tuner: tpe", "void_retries: 2"):
+    for default in ("start_timeout_s: 120.0", "alpha: 0.05", "tuner: gp", "void_retries: 2"):
         assert default in shown
 
 
