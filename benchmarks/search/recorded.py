@@ -20,8 +20,9 @@ import optuna
 
 from harness import plugins
 from scenarios.space import Effect, Knob, SearchSpace, ServingConfig
-from search.arms import launches_of, suggested
+from search.arms import launches_of
 from search.courses import Search
+from search.peers import suggested
 from tuners.base import Trial
 
 PATH = Path(__file__).parents[1] / "results" / "llamacpp_table.json"

@@ -87,17 +87,19 @@ def truths(
     found: dict[str, float] = {}
     traffic = Traffic(at.scenario.workload, SEED)
     for one in passes:
-        best = max(found.values(), default=0.0)
-        again = [c for c in configs if found.get(c.short, math.inf) >= one.near * best]
-        again = sorted(again, key=lambda c: -found.get(c.short, 0.0))[: one.most] if found else again
-        guess = 1.0
-        for config in again:
-            first = config.short not in found
+        best, guess, looked = 0.0, 1.0, 0
+        first = not found
+        for config in sorted(configs, key=lambda c: -found.get(c.short, 0.0)):  # stable: neighbours stay neighbours
+            if looked == one.most or (not first and found[config.short] < one.near * best):
+                break  # what is said of the others by shorter runs is too low to matter
             guess = found.get(config.short, guess) or guess
             holding = _holding(at, config, traffic, one.requests)
             found[config.short] = capacity_rps(holding, guess, one.width, START_STEP if first else one.width**2)
             guess = found[config.short] or guess
-        tell(f"{at.name}: {len(again)} configurations by {one.requests} requests, best {max(found.values()):.4g}/s")
+            best, looked = max(best, found[config.short]), looked + 1
+        tell(f"{at.name}: {looked} configurations by {one.requests} requests, best {best:.4g}/s")
+        found = {short: min(rate, best) for short, rate in found.items()}  # a short run may flatter
+        configs = [c for c in configs if found[c.short] >= one.near * best]
     return found
 
 

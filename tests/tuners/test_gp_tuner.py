@@ -71,8 +71,8 @@ def test_a_crash_makes_its_neighbours_improbable_and_leaves_the_rest():
 
 def test_where_nothing_holds_it_goes_where_least_is_missed():
     history = [
-        tried(FLAT.complete({"seats": n, "graph": g}), i, score=0.0, constraints={"slo": v})
-        for i, (n, g, v) in enumerate(((4, "a", 0.6), (16, "a", 1.0), (8, "b", 0.9), (2, "b", 0.3), (2, "a", 0.3)))
+        tried(FLAT.complete({"seats": n, "graph": g, "cache": g != "c"}), i, score=0.0, constraints={"slo": v})
+        for i, (n, g, v) in enumerate(((4, "a", 0.6), (16, "a", 1.0), (8, "b", 0.9), (2, "b", 0.3), (2, "c", 0.3)))
     ]
     asked = [GpTuner(FLAT, seed).best_of(history, everything, whole).knobs["seats"] for seed in range(5)]
     assert asked == [1] * 5
@@ -95,6 +95,20 @@ def test_a_value_whose_launch_died_is_launched_again_elsewhere_but_not_for_ever(
         history.append(tried(config, number, score=score, state=state, constraints=constraints))
     assert sum(t.knobs["graph"] == "c" for t in history) >= 2
     assert GpTuner(FLAT, 0).ask([*history, *history[1:2]]) is not None
+
+
+def test_it_begins_by_launching_every_value_that_has_no_order():
+    """The first ones died: what they had is still unseen."""
+    history = [tried(FLAT.default(), 0)]
+    died = FLAT.complete({"graph": "b"})
+    history.append(tried(died, 1, score=None, state="infeasible", constraints={"engine": 1.0}))
+    tuner = GpTuner(FLAT, 3)
+    unseen = {"a", "b", "c"} - {FLAT.default().knobs["graph"]}
+    while unseen:
+        config = tuner.ask(history)
+        assert config.knobs["graph"] in unseen
+        unseen.remove(config.knobs["graph"])
+        history.append(tried(config, len(history)))
 
 
 def test_a_constraint_that_was_never_broken_is_not_modelled():
