@@ -392,3 +392,20 @@ def test_metrics_are_summed_over_engines_by_short_name():
         "process_open_fds 12.0\n"
     )
     assert metrics_in(text) == {"num_requests_running": 5.0, "prefix_cache_hits_total": 1500.0}
+
+
+def test_the_decisive_line_is_the_cause_and_not_what_was_raised_because_of_it(tmp_path):
+    from harness.supervise import _decisive_lines
+
+    cause = (
+        "(VllmWorker-0 pid=30187) ERROR 11-25 13:33:10 [multiproc_executor.py:953] ValueError: Available memory on …"
+    )
+    log = tmp_path / "log"
+    log.write_text(
+        "(APIServer pid=1) WARNING 11-25 13:35:02 [x.py:255] Errors like `OSError: [Errno 24]`\n"
+        f"{cause}\n"
+        "(EngineCore pid=2) ERROR 11-25 13:33:12 [core.py:1510]   File 'x.py', line 815, in wait_for_ready\n"
+        "Exception: WorkerProc initialization failed due to an exception. See stack trace for root cause.\n"
+        "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}\n"
+    )
+    assert _decisive_lines(log) == (cause,)
