@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup quickstart test test-engines check fmt docs bench bench-load bench-aa bench-capacity calibrate lock clean help
+.PHONY: setup quickstart test test-engines check fmt docs bench bench-load bench-aa bench-capacity bench-simulated calibrate lock clean help
 
 help:            ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -17,7 +17,7 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
 	@echo "installing the development tools …"
-	@$(PIP) install --quiet -c constraints.txt -e '.[llamacpp,mlflow,wandb,dev]'
+	@$(PIP) install --quiet -c constraints.txt -e '.[llamacpp,mlflow,wandb,simulate,dev]'
 	@touch $@
 
 setup: $(VENV)/dev.stamp  ## the environment with all development tools
@@ -64,6 +64,13 @@ calibrate: $(VENV)/dev.stamp  ## how often verdicts are wrong, on simulated queu
 
 bench-capacity: $(VENV)/dev.stamp  ## the capacity search on queues of known capacity (minutes)
 	$(BIN)/python benchmarks/capacity.py
+
+bench-simulated: $(VENV)/dev.stamp  ## the simulated engine in virtual time: requests per second, with and without numba
+	$(BIN)/python benchmarks/simulated.py
+
+bench-search: $(VENV)/dev.stamp  ## the search against its controls, on simulated worlds of known optimum (an hour; goes on)
+	PYTHONPATH=benchmarks $(BIN)/python -m search.truth
+	PYTHONPATH=benchmarks $(BIN)/python -m search.run --jobs 2
 
 lock: $(VENV)/dev.stamp  ## write constraints.txt from the versions that are installed
 	$(PIP) freeze --exclude-editable | grep -v '^-e\|@ file' > constraints.txt

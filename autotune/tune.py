@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from autotune.live import Watch
+    from harness.bench import Subject
     from lifecycle.registry.sync import Attempt
     from scenarios.space import SearchSpace
     from scenarios.spec import Scenario
     from tuners.results import Winner
+    from tuners.study import Asked, Study
 
 DURATION_UNITS_S = {"s": 1, "m": 60, "h": 3600}
 
@@ -33,6 +35,13 @@ def tune(
     budget: Annotated[str | None, typer.Option(help="Wall-clock limit of the search, e.g. 90s, 20m, 2h.")] = None,
     tuner: Annotated[str | None, typer.Option(help="Instead of search.tuner: tpe, random, grid …")] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of search.seed.", min=0)] = None,
+    control: Annotated[
+        str | None, typer.Option(help="random: search again at random for as many seconds, to compare with.")
+    ] = None,
+    from_: Annotated[
+        list[str] | None,
+        typer.Option("--from", help="Run folder, or mlflow:RUN_ID, whose best configurations are tried first."),
+    ] = None,
     tracker: Annotated[list[str] | None, typer.Option(help="Where to record: mlflow, wandb. Default: mlflow.")] = None,
     workers: Annotated[int, typer.Option(help="Load processes on this machine.", min=1)] = 1,
     track: Annotated[bool, typer.Option(help="--no-track: record nowhere but in the run folder.")] = True,
@@ -47,18 +56,17 @@ def tune(
 ) -> None:
     """Find the serving configuration that gives the most under the scenario's targets, and prove it."""
     from autotune.live import Watch
-    from harness import plugins
     from harness.bench import prepare
     from harness.load.fleet import Fleet
     from lifecycle.registry.sync import mirror_all
     from reports import html
     from scenarios.load import load
-    from tuners.laboratory import Laboratory
-    from tuners.study import Asked, Study
+    from tuners.study import Asked
 
     changes = {"trials": trials, "wall_clock_s": _seconds(budget) if budget else None}
-    wanted = _overridden(load(scenario), budget=changes, search={"tuner": tuner, "seed": seed})
-    asked_otherwise = any(value is not None for value in (trials, budget, tuner, seed))
+    search = {"tuner": tuner, "seed": seed, "control": control, "transfer": from_ or None}
+    wanted = _overridden(load(scenario), budget=changes, search=search)
+    asked_otherwise = any(value is not None for value in (*changes.values(), *search.values()))
     _refuse_or_only_look(wanted, resume and asked_otherwise, dry_run, assume_gpus, json=json)
     folder = study_folder(run, wanted.name, resume=resume)
     if resume and (folder / "scenario.yaml").exists():
@@ -70,15 +78,7 @@ def tune(
             subject = prepare(wanted, folder, watch, build=True, fleet=Fleet(workers))
             space = subject.space().narrowed(wanted.search.knobs)
             _check(space, watch)
-            make = plugins.load("tuners", wanted.search.tuner)
-            laboratory = Laboratory(subject, space)
-            study = Study(
-                laboratory,
-                space,
-                make(space, wanted.search.seed),
-                watch,
-                Asked(scenario, shlex.join(["autotune", *sys.argv[1:]])),
-            )
+            study = _study(subject, space, watch, Asked(scenario, shlex.join(["autotune", *sys.argv[1:]])))
             winner = study.run()
             watch.begin("report", None)
             page = html.write(folder)
@@ -120,12 +120,55 @@ def _refuse_or_only_look(
     from scenarios.errors import UserError
 
     if resumed_otherwise:
-        raise UserError("--resume goes on as the study was asked for: leave --trials, --budget, --tuner, --seed away")
+        raise UserError(
+            "--resume goes on as the study was asked for: leave --trials, --budget, --tuner, --seed, --control and "
+            "--from away"
+        )
     if dry_run:
         dry_runs.show(wanted, assume_gpus, json=json)
         raise typer.Exit
     if assume_gpus is not None:
         raise UserError("--assume-gpus has a meaning only with --dry-run")
+
+
+def _study(subject: "Subject", space: "SearchSpace", watch: "Watch", asked: "Asked") -> "Study":
+    """The study that the scenario describes, with everything that it names found."""
+    from harness import plugins
+    from harness.engines.base import presets
+    from tuners.base import Expecting
+    from tuners.laboratory import Laboratory
+    from tuners.study import Study
+    from tuners.transfer import transferred
+
+    search = subject.scenario.search
+    named = search.transfer
+    seed_of_control = search.seed + 1  # a stream of its own: `--tuner random --control random` compares two searches
+    tuner = plugins.load("tuners", search.tuner)(space, search.seed)
+    laboratory = Laboratory(subject, space)
+    if isinstance(tuner, Expecting) and subject.scenario.objective == "goodput":
+        laboratory.expects = tuner.expects
+    return Study(
+        laboratory,
+        space,
+        tuner,
+        watch,
+        asked,
+        presets={name: space.complete(knobs) for name, knobs in presets(subject.engine).items()},
+        transfer=(lambda start: transferred([_earlier(n, subject.root) for n in named], space, start))
+        if named
+        else None,
+        control_arm=plugins.load("tuners", search.control)(space, seed_of_control) if search.control else None,
+    )
+
+
+def _earlier(name: str, root: Path) -> Path:
+    """The folder of an earlier study's ledger: as it was named, or fetched from MLflow."""
+    tracker, _, run_id = name.partition(":")
+    if tracker != "mlflow" or not run_id:
+        return Path(name)
+    from lifecycle.registry.mlflow_tracker import ledger_from
+
+    return ledger_from(run_id, root / "earlier" / run_id).parent
 
 
 def _check(space: "SearchSpace", watch: "Watch") -> None:

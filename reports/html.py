@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from harness.ledger import unusable
-from reports import load_charts, provenance, search_charts, tables
+from reports import control_arm, load_charts, provenance, search_charts, tables
 from reports.plots import Figure
 from reports.records import StudyRecords, read
 from reports.series import EFFECT_TRIALS
@@ -77,6 +77,8 @@ def render(records: StudyRecords) -> str:
         quality=tables.quality(records),
         changes=tables.changes(records, found),
         targets=tables.unloaded(records),
+        against_random=control_arm.sentence(records),
+        shrinkage=control_arm.shrinkage(records),
         provenance=provenance.facts(records),
         definitions=provenance.DEFINITIONS,
         description=records.start.scenario.get("description", ""),
@@ -109,6 +111,7 @@ def _plots(records: StudyRecords, found: Answer) -> dict[str, list[Plot]]:
         "trials": one(
             "trials", "What each configuration gives, and what it costs", "", search_charts.trade_off(records, found)
         ),
+        "control": one("control", "Best so far by seconds spent", "", search_charts.control_arm(records)),
         "knobs": several("knob", search_charts.knobs(records, found)),
         "probes": one("probes", "Rates tried", "", search_charts.probes(records)),
         "time": several("time", load_charts.over_time(records, found)),
@@ -120,7 +123,8 @@ def _plots(records: StudyRecords, found: Answer) -> dict[str, list[Plot]]:
 
 def _model(records: StudyRecords) -> str:
     model = records.start.scenario["model"]
-    return str(model.get("name") or model.get("served_as") or model.get("simulated") or model.get("path"))
+    simulated = f"{model['simulated']}-simulated" if model.get("simulated") else None
+    return str(model.get("name") or model.get("served_as") or simulated or model.get("path"))
 
 
 def _asset(templates: Environment, name: str) -> str:

@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class PlacedRun:
-    """A load run and where in the study it belongs: `trial`, `finals` or `certify`."""
+    """A load run and where in the study it belongs: `trial`, `control`, `finals` or `certify`."""
 
     stage: str
     trial: int
@@ -43,6 +43,7 @@ class StudyRecords:
     scenario_yaml: str
     reference: Reference | None
     trials: tuple[TrialResult, ...]
+    control: tuple[TrialResult, ...]  # of the control arm, which searched again at random; empty: none was asked for
     finals: tuple[FinalsRun, ...]
     full_quality: Mapping[int, QualityVerdict]
     certifications: tuple[Certification, ...]
@@ -87,6 +88,8 @@ class StudyRecords:
         """Every judged load run, in the order of the study."""
         for result in self.trials:
             yield from (PlacedRun("trial", result.trial.number, run) for run in result.runs)
+        for result in self.control:
+            yield from (PlacedRun("control", result.trial.number, run) for run in result.runs)
         for final in self.finals:
             yield from (PlacedRun("finals", final.trial, run) for run in final.runs)
         for certification in self.certifications:
@@ -129,6 +132,7 @@ def _typed(folder: Path, steps: Mapping[str, ledger.JSONDict]) -> StudyRecords:
         scenario_yaml=scenario.read_text(encoding="utf-8") if scenario.exists() else "",
         reference=Reference.model_validate(steps["reference"]) if "reference" in steps else None,
         trials=tuple(TrialResult.model_validate(result) for _, result in of("trial")),
+        control=tuple(TrialResult.model_validate(result) for _, result in of("control")),
         finals=tuple(sorted(finals, key=lambda f: (f.block, f.position))),
         full_quality={int(key[0]): QualityVerdict.model_validate(result) for key, result in of("quality")},
         certifications=tuple(Certification.model_validate(result) for _, result in of("certify")),

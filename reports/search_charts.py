@@ -3,6 +3,7 @@
 None where there is nothing to show. Knows nothing of pages; the look is plots.py, the arithmetic series.py.
 """
 
+from reports.control_arm import curves
 from reports.plots import Figure, Trace, figure, intervals, line, mark, marks, points, spread, text
 from reports.quantity import assignments, limit, value_text
 from reports.records import StudyRecords
@@ -78,6 +79,25 @@ def trade_off(records: StudyRecords, answer: Answer) -> Figure | None:
             )
         )
     return figure(traces, x=title, y=score_title(records), height=380)
+
+
+def control_arm(records: StudyRecords) -> Figure | None:
+    """The best feasible score so far against the seconds spent, of the search and of random search."""
+    if (both := curves(records)) is None:
+        return None
+    traces = [
+        line(
+            curve.seconds,
+            curve.scores,
+            colour,
+            name=curve.name,
+            line={"shape": "hv", "width": 2},
+            hovertemplate=f"{curve.name}, %{{x:.0f}} s: %{{y:.3g}}<extra></extra>",
+        )
+        for curve, colour in zip(both, ("--winner", "--default"), strict=True)
+    ]
+    axis = {"rangemode": "tozero"}
+    return figure(traces, x="seconds of trials, launches included", y=score_title(records), height=280, yaxis=axis)
 
 
 def knobs(records: StudyRecords, answer: Answer) -> list[tuple[str, str, Figure]]:

@@ -43,6 +43,8 @@ def trials(records: StudyRecords, answer: Answer) -> Table:
         loss = worst_difference(records.quality(trial.number))
         peak = max((r.measurement.telemetry.rss_peak_bytes or 0 for r in result.runs), default=0)
         knobs = "the engine’s defaults" if trial.number == 0 else assignments(changed_knobs(records, trial.number))
+        if result.origin.startswith(("preset", "transfer")):
+            knobs = f"{knobs}  ({result.origin})"
         if trial.number == answer.trial:
             flags[place] = "winner"
         rows.append(

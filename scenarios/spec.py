@@ -131,6 +131,12 @@ class Search(Spec):
     knobs: dict[str, Annotated[tuple[Value, ...], Field(min_length=1)]] = Field(
         default_factory=dict, description="Knob -> values to try. Knobs not named keep the engine's default."
     )
+    control: Literal["random"] | None = Field(
+        None, description="Search again by this strategy for as many seconds, and tell which found more."
+    )
+    transfer: tuple[str, ...] = Field(
+        (), description="Run folders, or mlflow:RUN_ID, of earlier studies whose best configurations go first."
+    )
     finalists: Annotated[int, Field(ge=1, le=8)] = 2
     tie: Share = Field(0.02, description="Within this share of the best, fewer changed knobs win.")
 

@@ -3,7 +3,8 @@
 Knows nothing of engines, load or how a trial is run.
 """
 
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from harness.measurement import Record
 from scenarios.space import SearchSpace, ServingConfig
@@ -25,13 +26,22 @@ class Trial(Record):
     state: State
     score: float | None
     constraints: dict[str, float]
-    seconds: float
+    seconds: float  # wall-clock: launch, quality screen and load
+    launch_s: float | None = None  # the part of it until the engine answered; None: it never did
     failure: str | None = None  # failure class
     why: str = ""  # one sentence for people: what became of it
 
     @property
     def feasible(self) -> bool:
         return self.state == "complete" and all(v <= 0 for v in self.constraints.values())
+
+
+Possible = Callable[[ServingConfig], bool]
+
+
+def everything(config: ServingConfig) -> bool:  # noqa: ARG001 - the shape of Possible
+    """No configuration is known to be impossible."""
+    return True
 
 
 class Tuner(Protocol):
@@ -42,5 +52,16 @@ class Tuner(Protocol):
 
     def __init__(self, space: SearchSpace, seed: int) -> None: ...
 
-    def ask(self, history: list[Trial]) -> ServingConfig | None:
-        """The next configuration to try; None when the space is exhausted. Never one already in history."""
+    def ask(self, history: list[Trial], possible: Possible = everything) -> ServingConfig | None:
+        """The next configuration to try; None when the space is exhausted. Never one already in history.
+
+        Never one that is not ``possible``: what a plan, made without launching anything, already rules out.
+        """
+
+
+@runtime_checkable
+class Expecting(Protocol):
+    """A tuner that has a model. What it expects may order or hint, and rules nothing out."""
+
+    def expects(self, history: Sequence[Trial], config: ServingConfig) -> float | None:
+        """The score that ``config`` should have; None while too little is known."""

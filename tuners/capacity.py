@@ -137,7 +137,8 @@ def estimate(
     """Capacity by ramp and at most ``holds`` holds.
 
     guess_rps: any rate to begin at; with ``near`` it is trusted, and the ramp is left out.
-    best_rps: the best capacity so far; a configuration whose ramp ends far below it is not pursued.
+    best_rps: what the best so far holds for certain, the lower end of its interval. A configuration is not pursued
+    when its ramp ends far below that, or when the upper end of what is believed of it falls below.
     precision: holds end before ``holds`` are made, once the relative standard error is that small.
     """
     probes: list[Probe] = []
@@ -169,16 +170,21 @@ def estimate(
             rate = OVERLOAD * belief.quantile(0.5)
         seen(prober.hold(again or rate, attempt))
         belief = believe(probes, prior, prober.allowed)
+        if best_rps is not None and attempt < holds - 1 and belief.quantile(CONFIDENCE[1]) < best_rps:
+            return told(probes, belief, raced=True)
         if precision is not None and _precise(probes, belief, precision):
             break
     return told(probes, belief)
 
 
-def told(probes: Sequence[Probe], belief: Belief) -> Capacity:
-    """The capacity as it is told: the median of what is believed, or less where that would risk too much."""
+def told(probes: Sequence[Probe], belief: Belief, *, raced: bool = False) -> Capacity:
+    """The capacity as it is told: the median of what is believed, or less where that would risk too much.
+
+    None of the rates tried held: 0.0, unless the race ended before a slower one was tried.
+    """
     holds = [p for p in probes if p.kind == "hold"]
     rate = min(belief.quantile(0.5), SAFETY * belief.quantile(RISK))
-    if not any(p.passed for p in holds):
+    if not raced and not any(p.passed for p in holds):
         rate = 0.0
     ratio = _return_ratio(holds)
     low, high = (belief.quantile(q) for q in CONFIDENCE)
@@ -186,7 +192,7 @@ def told(probes: Sequence[Probe], belief: Belief) -> Capacity:
         rate_rps=rate,
         highest_passed_rps=max((p.rate_rps for p in holds if p.passed and p.rate_rps <= rate), default=None),
         lowest_failed_rps=min((p.rate_rps for p in holds if not p.passed and p.rate_rps >= rate), default=None),
-        raced=False,
+        raced=raced,
         probes=tuple(probes),
         rate_low_rps=low if rate > 0 else None,
         rate_high_rps=high if rate > 0 else None,

@@ -37,7 +37,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """What is known before: a rate to begin at, whether it is near, and the best capacity so far."""
+    """What is known before: a rate to begin at, whether it is near, and what the best so far holds for certain."""
 
     guess_rps: float
     near: bool = False

@@ -34,10 +34,14 @@ R = TypeVar("R")
 
 @dataclass(slots=True)
 class Laboratory:
-    """Measures on one machine. ``subject`` gains words and targets once the reference is known."""
+    """Measures on one machine. ``subject`` gains words and targets once the reference is known.
+
+    ``expects``: a model's guess of the score. It says where a ramp begins, and nothing else: it is often wrong.
+    """
 
     subject: Subject
     space: SearchSpace
+    expects: Callable[[Sequence[Trial], ServingConfig], float | None] = lambda _history, _config: None
     clock: Callable[[], float] = time.monotonic
 
     @property
@@ -139,6 +143,7 @@ class Laboratory:
                     score=evaluation.score if evaluation else None,
                     constraints=constraints,
                     seconds=0.0,
+                    launch_s=s.running.cold_start_s,
                     why=evaluation.why if evaluation else "; ".join(quality.reasons if quality else ()),
                 ),
                 folder=self._relative(folder),
@@ -198,8 +203,8 @@ class Laboratory:
             answer_ms = reference.unloaded.metrics["e2e_p50_ms"].value
             assert answer_ms is not None
             guess = 1000 / answer_ms
-        best = max((r.trial.score or 0.0 for r in earlier if r.trial.feasible), default=None)
-        hints = Hints(guess, best_rps=best)
+        guess = self.expects([r.trial for r in earlier], s.plan.config) or guess
+        hints = Hints(guess, best_rps=max((r.certain_rps for r in earlier), default=0.0) or None)
         rate = None
         if self.scenario.objective != "goodput" and self.scenario.workload.arrivals.rate is not None:
             rate = self.asked_rate(control)

@@ -4,7 +4,7 @@ Knows nothing of engines or load. The Optuna study is rebuilt from the history a
 that is a function of (seed, length of history): there is no state that a killed study could lose.
 """
 
-import hashlib
+import math
 import warnings
 from typing import cast
 
@@ -12,11 +12,15 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
 from scenarios.space import Knob, SearchSpace, ServingConfig, Value
-from tuners.base import Trial
+from tuners.base import Possible, Trial, everything
+from tuners.lattice import ordered
 from tuners.random_tuner import untried
+from tuners.recall import recalled
+from tuners.seeds import derived
 
 STARTUP_TRIALS = 4  # drawn at random before TPE models anything; the control is not one of them
-ATTEMPTS = 32  # repeats of a configuration that was tried already, before the rest is drawn at random
+ATTEMPTS = 32  # configurations tried already, or impossible, before the rest is drawn at random
+MOST_TRIALS = 300  # that TPE is told
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -26,23 +30,24 @@ class OptunaTuner:
         self.space = space
         self.seed = seed
 
-    def ask(self, history: list[Trial]) -> ServingConfig | None:
+    def ask(self, history: list[Trial], possible: Possible = everything) -> ServingConfig | None:
         tried = {trial.config_digest for trial in history}
+        known = recalled(history, MOST_TRIALS)
         for attempt in range(ATTEMPTS):
-            study = self._study(history, attempt)
-            config = self._suggest(study.ask())
-            if config.digest not in tried:
+            config = self._suggest(self._study(known, derived(self.seed, len(history), attempt)).ask())
+            if config.digest in tried:
+                continue
+            if possible(config):
                 return config
-        return untried(self.space, tried, self._derived_seed(len(history), ATTEMPTS))
+            known.append(_impossible(len(known), config))
+        return untried(self.space, tried, derived(self.seed, len(history), ATTEMPTS), possible)
 
-    def _study(self, history: list[Trial], attempt: int) -> optuna.Study:
+    def _study(self, history: list[Trial], seed: int) -> optuna.Study:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # `group`, for conditional knobs
-            sampler = optuna.samplers.TPESampler(
-                seed=self._derived_seed(len(history), attempt), group=True, n_startup_trials=STARTUP_TRIALS
-            )
+            sampler = optuna.samplers.TPESampler(seed=seed, group=True, n_startup_trials=STARTUP_TRIALS)
         study = optuna.create_study(direction="maximize", sampler=sampler)
-        measured = [trial.score for trial in history if trial.score is not None]
+        measured = [t.score for t in history if t.score is not None and math.isfinite(t.score)]
         worst = min(measured, default=0.0)
         for trial in history:
             params = {}
@@ -52,11 +57,12 @@ class OptunaTuner:
                 if (value := trial.knobs.get(knob.name)) in knob.choices:
                     distributions[knob.name] = _distribution(knob)
                     params[knob.name] = _encode(knob, value)
+            scored = trial.score is not None and math.isfinite(trial.score)
             study.add_trial(
                 optuna.trial.create_trial(
                     params=params,
                     distributions=distributions,
-                    value=trial.score if trial.score is not None else worst,
+                    value=trial.score if scored else worst,
                     constraints=trial.constraints,
                 )
             )
@@ -69,25 +75,29 @@ class OptunaTuner:
                 continue
             if len(knob.choices) == 1:
                 values[knob.name] = knob.choices[0]
-            elif _ordered(knob):
+            elif ordered(knob):
                 values[knob.name] = knob.choices[trial.suggest_int(knob.name, 0, len(knob.choices) - 1)]
             else:
                 values[knob.name] = cast("Value", trial.suggest_categorical(knob.name, knob.choices))
         return ServingConfig(self.space.engine, values)
 
-    def _derived_seed(self, asked: int, attempt: int) -> int:
-        text = f"{self.seed}/{asked}/{attempt}".encode()
-        return int.from_bytes(hashlib.sha256(text).digest()[:4], "big")
 
-
-def _ordered(knob: Knob) -> bool:
-    """Whether the values are numbers, whose order tells TPE which are near: their index is sampled."""
-    return all(isinstance(c, int | float) and not isinstance(c, bool) for c in knob.choices)
+def _impossible(number: int, config: ServingConfig) -> Trial:
+    """A configuration that its plan ruled out, told like one that did not start, for this ask alone."""
+    return Trial(
+        number=number,
+        knobs=dict(config.knobs),
+        config_digest=config.digest,
+        state="infeasible",
+        score=None,
+        constraints={"engine": 1.0},
+        seconds=0.0,
+    )
 
 
 def _distribution(knob: Knob) -> BaseDistribution:
-    return IntDistribution(0, len(knob.choices) - 1) if _ordered(knob) else CategoricalDistribution(knob.choices)
+    return IntDistribution(0, len(knob.choices) - 1) if ordered(knob) else CategoricalDistribution(knob.choices)
 
 
 def _encode(knob: Knob, value: Value) -> Value:
-    return knob.choices.index(value) if _ordered(knob) else value
+    return knob.choices.index(value) if ordered(knob) else value

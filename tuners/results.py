@@ -2,8 +2,10 @@
 
 Step in the ledger                       its result
 `study`                                  StudyStart
+`transfer`                               Transferred   what earlier studies give to try first, if asked for
 `reference`                              Reference     unloaded latency, resolved targets, reference answers
 `trial/000` (the control), `trial/001` … TrialResult
+`control/NNN`                            TrialResult   of the control arm, numbered on from the trials
 `finals/B/T`  block B, trial T           FinalsRun     re-measured on held-out seeds, interleaved
 `quality/T`                              QualityVerdict of a finalist on the full tasks
 `certify/T/K` attempt K at a lower rate  Certification
@@ -82,8 +84,17 @@ class Reference(Record):
     words: dict[str, Any] = {}  # scenarios.words.Words: what prompts are made of, the same in every trial
 
 
+class Transferred(Record):
+    """Configurations that were best in earlier studies, as the present space has them, best first."""
+
+    knobs: tuple[dict[str, Any], ...]
+    sources: tuple[str, ...]  # where each comes from, for people
+    notes: tuple[str, ...] = ()  # how those studies differ from this one
+
+
 class TrialResult(Record):
     trial: Trial
+    origin: str = ""  # who proposed it: "defaults", "preset NAME", "transfer", or the tuner: ""
     folder: str
     identity: EngineIdentity | None
     cold_start_s: float | None
@@ -94,6 +105,14 @@ class TrialResult(Record):
     quality_from: str | None  # folder of the trial whose quality was taken over (same answers by construction)
     log_lines: tuple[str, ...] = ()
     voided: int = 0  # runs that were repeated because the load generator or the host was at fault
+
+    @property
+    def certain_rps(self) -> float:
+        """What it holds for certain: the lower end of its capacity's interval, or its score where none was told."""
+        if not self.trial.feasible:
+            return 0.0
+        low = self.capacity.rate_low_rps if self.capacity else None
+        return low or self.trial.score or 0.0
 
 
 class FinalsRun(Record):

@@ -6,6 +6,7 @@ that score, and the interval is widened for the number of finalists it was the b
 Knows nothing of engines, files or time.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -30,7 +31,7 @@ class Choice:
 
 def finalists(trials: Sequence[Trial], most: int) -> list[Trial]:
     """The best feasible trials, the control left out; ties by number, the earlier first."""
-    worthy = [t for t in trials if t.number != CONTROL and t.feasible and t.score]
+    worthy = [t for t in trials if t.number != CONTROL and t.feasible and t.score and math.isfinite(t.score)]
     return sorted(worthy, key=lambda t: (-(t.score or 0.0), t.number))[:most]
 
 
@@ -98,4 +99,22 @@ def nearest_miss(results: Sequence[TrialResult]) -> str | None:
     nearest = min(failed, key=lambda r: (r.trial.state == "infeasible", violation(r), r.trial.number))
     broken = {name: v for name, v in nearest.trial.constraints.items() if v > 0}
     by_how_much = ", ".join(f"{name} by {v:.0%}" for name, v in broken.items()) or "nothing measurable"
-    return f"trial {nearest.trial.number:03d} came nearest: it missed {by_how_much} ({nearest.trial.why})"
+    target = _worst_target(nearest) if "slo" in broken else None
+    why = "; ".join(part for part in (target, nearest.trial.why) if part)
+    return f"trial {nearest.trial.number:03d} came nearest: it missed {by_how_much} ({why})"
+
+
+def _worst_target(result: TrialResult) -> str | None:
+    """The promise that the slowest hold broke by most, in milliseconds; None where no hold says."""
+    holds = [run.measurement for run in result.runs if run.measurement.kind == "hold"]
+    if not holds:
+        return None
+    slowest = min(holds, key=lambda m: math.inf if m.rate_rps is None else m.rate_rps)
+    found = []
+    for count in slowest.slo:
+        told = slowest.metrics.get(f"{count.metric}_p{count.percentile:g}_ms")
+        value_ms = math.inf if told is None or told.value is None else told.value
+        shown = "never came" if math.isinf(value_ms) else f"{value_ms:.4g} ms"
+        promise = f"{count.metric} P{count.percentile:g} {shown}, target {count.target_ms:.4g} ms"
+        found.append((value_ms / count.target_ms, promise))
+    return max(found, default=(0.0, None))[1]

@@ -5,8 +5,8 @@ finished by running it again, and reaches the same answer. Knows nothing of how 
 (laboratory.py), of reports or of trackers.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -25,11 +25,12 @@ from scenarios.space import SearchSpace, ServingConfig
 from scenarios.spec import Scenario
 from tuners import answer, select
 from tuners.base import Trial, Tuner
-from tuners.laboratory import infeasible
-from tuners.results import Certification, FinalsRun, Reference, StudyStart, TrialResult, Winner
+from tuners.results import Certification, FinalsRun, Reference, StudyStart, Transferred, TrialResult, Winner
 
 CERTIFY_SHARES = (0.6, 0.45)  # of the capacity: at the capacity itself a P95 promise is a coin toss
-UNLAUNCHED_PROPOSALS = 200  # configurations that cannot be planned, before the search gives up asking
+
+ARM = "control arm"
+ARM_TRIALS = 4  # times the budget's trials, at most, in the control arm: its quick failures take few seconds
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -66,6 +67,14 @@ class Asked:
     command: str
 
 
+@dataclass(frozen=True, slots=True)
+class Proposed:
+    """A configuration to try, and who proposed it (`TrialResult.origin`)."""
+
+    config: ServingConfig
+    origin: str
+
+
 @dataclass(slots=True)
 class Study:
     """One study in one folder. ``run`` may be called again after any interruption."""
@@ -75,6 +84,9 @@ class Study:
     tuner: Tuner
     observer: StudyObserver
     asked: Asked
+    presets: Mapping[str, ServingConfig] = field(default_factory=dict)  # the engine's own: further controls
+    transfer: Callable[[StudyStart], Transferred] | None = None  # reads earlier studies, once
+    control_arm: Tuner | None = None  # searches again, for as many seconds as the search took
 
     @property
     def scenario(self) -> Scenario:
@@ -102,7 +114,10 @@ class Study:
         self.observer.note(
             "targets: " + ", ".join(f"{t.metric} P{t.percentile:g} <= {t.target_ms:.0f} ms" for t in targets)
         )
-        results = self._search(ledger, reference)
+        transferred = self._transferred(ledger, start)
+        results = self._search(ledger, reference, transferred)
+        if self.control_arm is not None:
+            self._control_arm(ledger, results, reference, self.control_arm)
         trials = [result.trial for result in results]
         control = trials[select.CONTROL]
         best = select.finalists(trials, self.scenario.search.finalists)
@@ -137,60 +152,100 @@ class Study:
             ],
         )
 
-    def _search(self, ledger: Ledger, reference: Reference) -> list[TrialResult]:
-        """The control, then the tuner's proposals, until the budget is spent, the goal met or the space tried."""
-        budget = self.scenario.budget
+    def _search(self, ledger: Ledger, reference: Reference, transferred: Transferred | None) -> list[TrialResult]:
+        """The controls, then proposals, until the budget is spent, the goal met or the space tried."""
+        controls = self._controls()
+        most = len(controls) + self.scenario.budget.trials
         results: list[TrialResult] = []
-        unlaunched: list[Trial] = []
-        while len(results) <= budget.trials:
+        while len(results) < most:
             number = len(results)
-            if results and (reason := self._enough(results)):
+            if number >= len(controls) and (reason := self._enough(results, len(controls))):
                 self.observer.note(reason)
                 break
-            config = self._propose(results, unlaunched)
-            if config is None:
-                self.observer.note("every configuration of the space has been tried")
+            proposed = controls[number] if number < len(controls) else self._propose(results, transferred)
+            if proposed is None:
+                self.observer.note("every configuration that can be planned has been tried")
                 break
-            self.observer.progress(number, budget.trials + 1)
-            self.observer.note(f"trial {number:03d}: {describe(config, self.space)}")
-            results.append(
-                _step(
-                    ledger,
-                    f"trial/{number:03d}",
-                    TrialResult,
-                    lambda n=number, c=config: self.laboratory.trial(n, c, results, reference),  # type: ignore[misc]
-                )
-            )
-            self.observer.trial(results[-1])
+            self.observer.progress(number, most)
+            self.observer.note(f"trial {number:03d}: {describe(proposed.config, self.space)}")
+            results.append(self._trial(ledger, f"trial/{number:03d}", proposed, results, reference))
         self.observer.progress(len(results), len(results))
         return results
 
-    def _enough(self, results: list[TrialResult]) -> str | None:
+    def _transferred(self, ledger: Ledger, start: StudyStart) -> Transferred | None:
+        """Read once: a resumed study needs no old folder."""
+        if (read := self.transfer) is None:
+            return None
+        found = _step(ledger, "transfer", Transferred, lambda: read(start))
+        for line in (*(f"tried first: {source}" for source in found.sources), *found.notes):
+            self.observer.note(line)
+        return found
+
+    def _controls(self) -> list[Proposed]:
+        """The defaults, and the engine's presets as far as they differ and can be planned. Outside the budget."""
+        found = [Proposed(self.space.default(), "defaults")]
+        for name, config in self.presets.items():
+            if config.digest not in {c.config.digest for c in found} and self._possible(config):
+                found.append(Proposed(config, f"preset {name}"))
+        return found
+
+    def _trial(
+        self, ledger: Ledger, step: str, proposed: Proposed, earlier: list[TrialResult], reference: Reference
+    ) -> TrialResult:
+        def measured() -> TrialResult:
+            number = int(step.rpartition("/")[2])
+            result = self.laboratory.trial(number, proposed.config, earlier, reference)
+            return result.model_copy(update={"origin": proposed.origin})
+
+        result = _step(ledger, step, TrialResult, measured)
+        self.observer.trial(result)
+        return result
+
+    def _control_arm(
+        self, ledger: Ledger, results: list[TrialResult], reference: Reference, tuner: Tuner
+    ) -> list[TrialResult]:
+        """The same seconds again by another strategy, which sees the defaults' result and its own, nothing else."""
+        limit_s = sum(r.trial.seconds for r in results[len(self._controls()) :])
+        most = ARM_TRIALS * self.scenario.budget.trials
+        arm: list[TrialResult] = []
+        while len(arm) < most and sum(r.trial.seconds for r in arm) < limit_s:
+            number = len(results) + len(arm)
+            seen = [results[select.CONTROL], *arm]
+            config = tuner.ask([r.trial for r in seen], self._possible)
+            if config is None:
+                break
+            self.observer.note(f"control arm, {number:03d}: {describe(config, self.space)}")
+            arm.append(self._trial(ledger, f"control/{number:03d}", Proposed(config, ARM), seen, reference))
+        return arm
+
+    def _enough(self, results: list[TrialResult], controls: int) -> str | None:
         """Why no further trial is needed. From the ledger alone, so that a resumed study stops where it would have."""
         limit_s = self.scenario.budget.wall_clock_s
-        if limit_s is not None and sum(r.trial.seconds for r in results[1:]) >= limit_s:
-            return f"budget.wall_clock_s is spent after {len(results) - 1} trials"
+        if limit_s is not None and sum(r.trial.seconds for r in results[controls:]) >= limit_s:
+            return f"budget.wall_clock_s is spent after {len(results) - controls} trials"
         last = results[-1]
         passed = last.trial.feasible and all(run.verdict.outcome == "PASS" for run in last.runs)
         if self.scenario.objective == "meet" and passed:
             return f"trial {last.trial.number:03d} meets every target: nothing more was asked"
         return None
 
-    def _propose(self, results: list[TrialResult], unlaunched: list[Trial]) -> ServingConfig | None:
-        """The control first; then the tuner's next that can be planned. What cannot is told to it, unlaunched."""
-        if not results:
-            return self.space.default()
-        for _ in range(UNLAUNCHED_PROPOSALS):
-            config = self.tuner.ask([*(r.trial for r in results), *unlaunched])
-            if config is None:
-                return None
-            try:
-                self.laboratory.subject.plan(config)
-            except ConfigurationImpossible as err:
-                unlaunched.append(infeasible(len(results), config, "impossible", str(err)))
-                continue
-            return config
-        return None
+    def _propose(self, results: list[TrialResult], transferred: Transferred | None) -> Proposed | None:
+        """What earlier studies found best; then the tuner's next. Only what can be planned, and once."""
+        tried = {r.trial.config_digest for r in results}
+        for knobs in transferred.knobs if transferred else ():
+            config = ServingConfig(self.space.engine, knobs)
+            if config.digest not in tried and self._possible(config):
+                return Proposed(config, "transfer")
+        asked = self.tuner.ask([r.trial for r in results], self._possible)
+        return Proposed(asked, "") if asked else None
+
+    def _possible(self, config: ServingConfig) -> bool:
+        """Whether a launch of ``config`` can be planned: otherwise it is known to fail, and never paid for."""
+        try:
+            self.laboratory.subject.plan(config)
+        except ConfigurationImpossible:
+            return False
+        return True
 
     def _finals(self, ledger: Ledger, results: list[TrialResult], entrants: list[Trial]) -> list[FinalsRun]:
         """Blocks of all entrants on held-out seeds, in alternating order so that drift of the host cancels."""

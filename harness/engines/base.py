@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from harness.errors import FailureClass
-from scenarios.space import SearchSpace, ServingConfig
+from scenarios.space import SearchSpace, ServingConfig, Value
 from scenarios.spec import EngineSpec, ModelRef
 
 
@@ -99,3 +99,12 @@ class SaysWhatItRuns(Protocol):
 
     def disagreements(self, plan: LaunchPlan, log: str) -> tuple[str, ...]:
         """One sentence for each setting that is another than asked. Called once the engine is ready."""
+
+
+def presets(engine: Engine) -> Mapping[str, Mapping[str, Value]]:
+    """Configurations that the engine's makers recommend, by name: its attribute ``presets``, which is optional.
+
+    They are controls like the defaults: measured first and outside the budget.
+    """
+    declared: Mapping[str, Mapping[str, Value]] = getattr(engine, "presets", {})
+    return declared

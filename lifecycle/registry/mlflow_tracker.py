@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from lifecycle.registry.base import Mirrored, TrackerUnavailable, environment
 from lifecycle.registry.recorded import Flat, Metrics, Recorded, Tags
+from scenarios.errors import UserError
 from tuners.results import TrialResult
 
 QUIET = {
@@ -60,6 +61,26 @@ class MlflowTracker:
             except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as err:
                 reason = str(err).splitlines()[0] if str(err) else type(err).__name__
                 raise TrackerUnavailable(self.name, run, f"cannot record at {uri}: {reason}") from err
+
+
+def ledger_from(run_id: str, into: Path, uri: str | None = None) -> Path:
+    """The ledger that a study's MLflow run holds, fetched to ``into``: RUN FOLDER/earlier/ID.
+
+    ``uri`` as of `MlflowTracker`. Raises UserError where there is no such run or it holds no ledger.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{into.resolve().parents[2] / 'mlflow.db'}"
+    with environment({**QUIET, **FIRST_REQUEST}):
+        try:
+            from mlflow import MlflowClient  # noqa: PLC0415 - seconds to import, and an extra
+            from mlflow.exceptions import MlflowException  # noqa: PLC0415
+        except ModuleNotFoundError as err:
+            raise UserError(f"{err.name} is not installed: pip install 'autotune-serving[mlflow]'") from err
+        try:
+            into.mkdir(parents=True, exist_ok=True)
+            return Path(MlflowClient(tracking_uri=uri).download_artifacts(run_id, "ledger.jsonl", str(into)))
+        except (MlflowException, OSError) as err:
+            reason = str(err).splitlines()[0] if str(err) else type(err).__name__
+            raise UserError(f"mlflow:{run_id}: no ledger can be fetched from {uri}: {reason}") from err
 
 
 class _Times(NamedTuple):

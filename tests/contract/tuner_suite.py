@@ -69,3 +69,23 @@ class TunerSuite:
         for number in range(12):
             history.append(tried(tuner.ask(history), number, score=1e12 if number % 3 else 0.0))
         assert tuner.ask(history) is not None
+
+    def test_scores_that_are_no_numbers_are_digested(self, make):
+        tuner, history = make(SPACE, 8), []
+        for number in range(10):
+            score = (float("nan"), float("inf"), 3.0, 0.0, -1.0)[number % 5]
+            history.append(tried(tuner.ask(history), number, score=score))
+        assert tuner.ask(history) is not None
+
+    def test_what_cannot_be_planned_is_never_proposed_and_the_rest_is(self, make):
+        def possible(config):
+            return config.knobs["slots"] <= 4 or config.knobs["variant"] == "Q4_0"
+
+        tuner, history = make(SPACE, 9), []
+        while (config := tuner.ask(history, possible)) is not None:
+            assert possible(config)
+            history.append(tried(config, len(history)))
+        assert {t.config_digest for t in history} == {c.digest for c in SPACE.enumerate() if possible(c)}
+
+    def test_where_nothing_can_be_planned_nothing_is_proposed(self, make):
+        assert make(SPACE, 10).ask([tried(SPACE.default(), 0)], lambda _: False) is None

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lifecycle.registry.base import TrackerUnavailable
-from lifecycle.registry.mlflow_tracker import MlflowTracker
+from lifecycle.registry.mlflow_tracker import MlflowTracker, ledger_from
 from lifecycle.registry.recorded import Recorded
 from lifecycle.registry.sync import Attempt, attempts_of, mirror_all
 from scenarios.errors import UserError
@@ -239,6 +239,20 @@ def test_more_than_a_batch_of_parameters_is_recorded(begin_study):
     MlflowTracker().mirror(writer.folder)
     parent, _ = runs_of(client_of(writer.folder), writer.folder)
     assert sum(name.startswith("search.knobs.") for name in parent.data.params) == 250
+
+
+def test_the_ledger_of_a_mirrored_study_can_be_fetched_for_the_next(finished_study):
+    run = finished_study()
+    MlflowTracker().mirror(run)
+    client = client_of(run)
+    experiment = client.get_experiment_by_name(Recorded.read(run).title)
+    parents = client.search_runs([experiment.experiment_id], "tags.`autotune.role` = 'study'")
+    into = run.parent / "next" / "earlier" / "one"
+    fetched = ledger_from(parents[0].info.run_id, into)
+    assert fetched.read_bytes() == (run / "ledger.jsonl").read_bytes()
+    assert Recorded.read(fetched.parent).digest == Recorded.read(run).digest
+    with pytest.raises(UserError, match="mlflow:nowhere: no ledger can be fetched"):
+        ledger_from("nowhere", into, f"sqlite:///{run.parent}/mlflow.db")
 
 
 def test_a_folder_that_is_not_a_study_is_refused(tmp_path):

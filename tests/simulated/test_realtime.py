@@ -172,6 +172,17 @@ def test_those_who_go_leave_nothing_behind(gone):
                 assert stamps[number].tokens == r.output_tokens
 
 
+def test_nothing_is_computed_for_those_who_have_gone(clock):
+    """A thousand tokens were asked for; whoever asked goes after a tenth of a second."""
+    one = replica(law_of())
+    asked = Asked(["word"] * 100, 1000, chat=False, stream=True, with_usage=False)
+    place = one.submit(asked, Stamped(clock))
+    clock.call_at(0.1, one.cancel, place)
+    clock.run()
+    assert one.scheduler.counters.steps < 30
+    assert one.busy_s < 0.15
+
+
 class TestBlocks:
     def test_equal_beginnings_have_equal_numbers_and_only_they(self):
         blocks = Blocks(4)
@@ -210,3 +221,4 @@ def test_a_conversation_that_goes_on_begins_with_what_it_was(lengths):
     for turns in range(1, len(said) + 1, 2):
         before = templated(said[:turns])
         assert templated(said[: turns + 2])[: len(before)] == before
+        assert len(before) == sum(lengths[:turns]) + 4 * turns + 3

@@ -91,6 +91,27 @@ def test_a_configuration_far_behind_the_best_is_not_pursued():
     assert 0 < found.rate_rps < 60
 
 
+def test_a_configuration_whose_upper_bound_is_below_the_best_is_given_up_between_holds():
+    behind = [Queue(10.0, 1.0, seed=seed) for seed in range(10)]
+    found = [estimate(queue, holds=6, guess_rps=5.0, best_rps=9.5) for queue in behind]
+    gave_up = [f for f, queue in zip(found, behind, strict=True) if 0 < len(queue.holds) < 6]
+    assert len(gave_up) >= 6, "the capacity is 7.0"
+    assert all(f.raced and f.rate_high_rps < 9.5 and 5 < f.rate_rps < 9 for f in gave_up)
+
+
+def test_a_configuration_as_good_as_the_best_is_rarely_given_up():
+    """It may be, with the probability that its 90 % interval lies below the truth."""
+    found = [estimate(Queue(10.0, 1.0, seed=seed), holds=5, guess_rps=5.0, best_rps=7.0 * 0.95) for seed in range(30)]
+    assert sum(f.raced for f in found) <= 3
+
+
+def test_a_race_that_ended_before_any_hold_passed_is_no_violation():
+    failed = Probe(kind="hold", rate_rps=5.0, n=500, misses=80, load=1.4, passed=False, load_se=0.05)
+    belief = believe([failed], Prior(5.0, KNEE_SPREAD), Allowed(1.0, 0.9))
+    assert told([failed], belief, raced=True).rate_rps > 0
+    assert told([failed], belief).rate_rps == 0.0
+
+
 def test_a_target_below_the_service_time_has_no_capacity():
     queue = Queue(10.0, target_s=0.05)
     found = estimate(queue, holds=5, guess_rps=5.0)

@@ -1,5 +1,7 @@
 """Who wins, and when the answer is to keep the defaults."""
 
+from types import SimpleNamespace
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -96,3 +98,26 @@ def test_the_nearest_miss_prefers_what_ran_over_what_crashed():
     assert "trial 002" in said
     assert "slo by 12%" in said
     assert nearest_miss([]) is None
+
+
+def test_the_nearest_miss_names_the_target_that_was_missed_most():
+    def hold(rate_rps, ttft_ms, tpot_ms):
+        slo = [
+            SimpleNamespace(metric=m, percentile=p, target_ms=t)
+            for m, p, t in (("ttft", 95, 100.0), ("tpot", 99, 10.0))
+        ]
+        metrics = {"ttft_p95_ms": SimpleNamespace(value=ttft_ms), "tpot_p99_ms": SimpleNamespace(value=tpot_ms)}
+        return SimpleNamespace(measurement=SimpleNamespace(kind="hold", rate_rps=rate_rps, slo=slo, metrics=metrics))
+
+    def missed(*runs):
+        return nearest_miss([SimpleNamespace(trial=trial(3, 0.0, constraints={"slo": 0.4}), runs=runs)])
+
+    assert "ttft P95 140 ms, target 100 ms" in missed(hold(2.0, 900.0, 90.0), hold(0.5, 140.0, 9.0))
+    assert "tpot P99 25 ms, target 10 ms" in missed(hold(0.5, 140.0, 25.0))
+    assert "ttft P95 never came" in missed(hold(0.5, None, 25.0))
+    assert "missed slo by 40%" in missed()
+
+
+def test_a_score_that_is_no_number_is_no_finalist():
+    scores = [5.0, float("nan"), 7.0, float("inf"), None, 6.0]
+    assert [t.number for t in finalists([trial(n, s) for n, s in enumerate(scores)], 3)] == [2, 5]

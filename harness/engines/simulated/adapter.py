@@ -29,7 +29,7 @@ class Simulated:
     name = "simulated"
 
     def version(self) -> str:
-        return f"simulated engine, release {flags.NEWEST}"
+        return "simulated engine"
 
     def knobs(self, spec: EngineSpec, model: ResolvedModel, host: HostLimits) -> SearchSpace:  # noqa: ARG002 - the contract's shape
         device, shape, release = _device(spec), _shape(model), spec.version or flags.NEWEST

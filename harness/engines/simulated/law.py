@@ -6,8 +6,9 @@ Knows nothing of queues or requests. Formulas, units and what is left out: docs/
 from dataclasses import dataclass
 from typing import Literal
 
+from harness.engines.simulated.core import Limits
 from harness.engines.simulated.hardware import Accelerator, ModelShape
-from harness.engines.simulated.scheduler import Limits, StepLaw, graph_size
+from harness.engines.simulated.steps import StepLaw, graph_size
 from harness.errors import ConfigurationImpossible
 
 Weights = Literal["bf16", "fp8", "int4"]
@@ -22,9 +23,10 @@ LARGEST_GRAPH = 512  # tokens: vLLM's `max_cudagraph_capture_size`
 GRAPH_BYTES_PER_LAYER = 320_000  # of one captured size (chosen)
 EXCHANGES_PER_LAYER = 2  # after attention and after the feed-forward part (Shoeybi et al. 2019, Megatron-LM)
 
-# What launching really takes, as a multiple of what `plan_memory` expects: allocators fragment and libraries keep
-# workspaces. The plan is wrong by this much on purpose, as plans are: 3 to 5 % of the memory in use.
-REAL_ACTIVATIONS = 1.35
+# What launching really takes, as a multiple of what `plan_memory` expects: allocators fragment, warming up takes more
+# than a step, libraries keep workspaces. So a plan can be wrong, as plans are: by 1 % of an H100's memory with the
+# default settings, by up to 5 % with large batches; by 5 and 9 % of an RTX 4090's (chosen).
+REAL_ACTIVATIONS = 2.0
 REAL_GRAPHS = 1.15
 
 SEQUENCE_S = 4e-6  # sampling one token and streaming it, on the host (chosen)
@@ -100,6 +102,13 @@ def plan_memory(settings: Settings, device: Accelerator, shape: ModelShape, cont
             f"KV cache ({sizes}). Raise gpu_memory_utilization or tensor_parallel, lower max_num_batched_tokens or the "
             "longest context, or take weights or a KV cache of fewer bytes."
         )
+    expected = share + graphs + device.reserved_bytes
+    if expected > device.memory_bytes:
+        raise ConfigurationImpossible(
+            f"gpu_memory_utilization {settings.gpu_memory_utilization:g} leaves too little beside it on {device.name}: "
+            f"{graphs / GIB:.1f} GiB of graphs and {device.reserved_bytes / GIB:.1f} of the driver are more than "
+            f"{(device.memory_bytes - share) / GIB:.1f} GiB. Lower it, or max_num_seqs, which decides how many graphs."
+        )
     real = share + (REAL_ACTIVATIONS - 1) * activations + REAL_GRAPHS * graphs + device.reserved_bytes
     return MemoryPlan(
         weights_bytes=round(weights),
@@ -108,7 +117,7 @@ def plan_memory(settings: Settings, device: Accelerator, shape: ModelShape, cont
         kv_cache_bytes=round(blocks * block),
         block_bytes=round(block),
         blocks=blocks,
-        expected_bytes=round(share + graphs + device.reserved_bytes),
+        expected_bytes=round(expected),
         explained=f"{sizes}, room for {blocks * settings.block_size} tokens (simulated)",
         starts=real <= device.memory_bytes,
     )

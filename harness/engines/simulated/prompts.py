@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 
 VOCABULARY = 128_256  # token ids are below it
 HEAD = ("<|start|>", "{role}", "<|says|>")  # before what is said …
-END = "<|end|>"  # … and after it
-TURN_TOKENS = len(HEAD) + 1
+END = "<|end|>"  # … and after it: four tokens a message, and three that begin the answer
 MOST_KNOWN = 2_000_000  # different blocks that are told apart: some ten thousand requests, at 100 bytes a block
 
 

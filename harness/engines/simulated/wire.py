@@ -160,7 +160,8 @@ class Connection(asyncio.Protocol):
         if not prompt:
             raise Refused(HTTPStatus.BAD_REQUEST, "The prompt cannot be empty")
         room = self._engine.context_tokens - len(prompt)
-        most = document.get("max_completion_tokens") or document.get("max_tokens") or (room if chat else 16)
+        said = (document.get("max_completion_tokens"), document.get("max_tokens"), room if chat else 16)
+        most = next(number for number in said if number is not None)
         if type(most) is not int or most < 1:
             raise Refused(HTTPStatus.BAD_REQUEST, f"max_tokens must be at least 1, got {most}")
         if most > room:
