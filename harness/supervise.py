@@ -217,7 +217,7 @@ def classify(log: str, exit_code: int | None) -> FailureClass | None:
 
 # A named exception says more than the frames around it, and than those that were raised because of it.
 _NAMED = re.compile(r"\b\w*(Error|Exception): \S")
-_ELSEWHERE = re.compile(r"root cause")
+_ELSEWHERE = re.compile(r"root cause|WARNING")
 
 
 def _decisive_lines(log_path: Path, most: int = 6) -> tuple[str, ...]:

