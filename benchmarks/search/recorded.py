@@ -26,7 +26,9 @@ from search.peers import suggested
 from tuners.base import Trial
 
 PATH = Path(__file__).parents[1] / "results" / "llamacpp_table.json"
-NAME = "llama.cpp (recorded)"
+NAME = "llamacpp"
+ARMS = ("random", "tpe", "gp", "staged", "plain tpe")
+HOURS = 0.13  # some 40 launches
 EFFECTS: dict[str, Effect] = {
     "variant": "precision",
     "slots": "batching",
