@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from harness.engines.base import HostLimits, LaunchPlan, ResolvedModel
-from harness.engines.simulated import adapter, hardware, paged, scheduler, virtual
+from harness.engines.simulated import adapter, core, hardware, paged, steps, virtual
 from harness.engines.simulated import law as law_of_steps
 from harness.engines.simulated.adapter import Simulated
 from harness.engines.simulated.law import PROCESS_S, Law
@@ -71,7 +71,7 @@ class World:
     def digest(self) -> str:
         """Of all that decides over a truth: the scenario's traffic, targets and space, and the sources of the law."""
         asked = self.scenario.to_dict()
-        sources = (law_of_steps, scheduler, paged, virtual)
+        sources = (law_of_steps, core, steps, paged, virtual)
         parts = [
             {key: asked[key] for key in ("model", "engine", "workload", "slo")},
             asked["search"]["knobs"],

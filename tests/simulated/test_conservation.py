@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 import harness.engines
 from harness.engines.simulated import virtual
 from harness.engines.simulated.compiled import IS_COMPILED
-from harness.engines.simulated.paged import AFTER, BEFORE, ENTRY, FOUND, FREE, HOLDERS, TAKEN
-from harness.engines.simulated.scheduler import (
+from harness.engines.simulated.core import (
     COMPUTED,
     FRONT,
     GENERATED,
@@ -21,13 +20,13 @@ from harness.engines.simulated.scheduler import (
     PREFIX_TOKENS,
     PROMPT,
     RUNNING,
-    TOKENS,
     WAITING,
     Limits,
-    Scheduler,
-    StepLaw,
     fits,
 )
+from harness.engines.simulated.paged import AFTER, BEFORE, ENTRY, FOUND, FREE, HOLDERS, TAKEN
+from harness.engines.simulated.scheduler import Scheduler
+from harness.engines.simulated.steps import TOKENS, StepLaw
 from harness.engines.simulated.virtual import Requests, serve
 
 PREFIXES = 3

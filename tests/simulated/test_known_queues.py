@@ -13,13 +13,19 @@ import pytest
 from scipy import stats
 
 import queues
-from harness.engines.simulated.scheduler import Limits, StepLaw
+from harness.engines.simulated.compiled import IS_COMPILED
+from harness.engines.simulated.core import Limits
+from harness.engines.simulated.steps import StepLaw
 from harness.engines.simulated.virtual import Requests, serve
 
 TOKENS = 500  # of a mean service, which lasts a second
 REPLICATIONS = 50
 WARMUP, EACH = 1_000, 20_000
 ALLOWED = stats.norm.ppf(1 - 1e-3 / 2)  # of the distance, in standard errors: 1 in 1,000 where all is right
+
+needs_numba = pytest.mark.skipif(
+    not IS_COMPILED, reason="numba is not installed: a million requests would take an hour"
+)
 
 
 class Servers:
@@ -99,6 +105,7 @@ CASES = {
 }
 
 
+@needs_numba
 @pytest.mark.parametrize("name", CASES)
 def test_mean_and_p95_are_those_of_theory(name):
     seats, lengths, utilisation, theory = CASES[name]
@@ -109,6 +116,7 @@ def test_mean_and_p95_are_those_of_theory(name):
     assert (error < 0.006 * exact).all()
 
 
+@needs_numba
 @pytest.mark.parametrize("name", CASES)
 def test_a_bias_of_two_per_cent_in_the_steps_would_be_seen(name):
     seats, lengths, utilisation, theory = CASES[name]

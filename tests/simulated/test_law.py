@@ -7,7 +7,7 @@ import pytest
 
 from harness.engines.simulated import hardware
 from harness.engines.simulated.law import GIB, Law, Settings, plan_memory
-from harness.engines.simulated.scheduler import StepLaw, graph_size, step_seconds
+from harness.engines.simulated.steps import StepLaw, graph_size, step_seconds
 from harness.errors import ConfigurationImpossible
 from scenarios.errors import UserError
 
@@ -141,6 +141,7 @@ def test_batches_are_padded_to_a_captured_graph_and_without_one_launching_takes_
     law = StepLaw(overhead_s=0.0, launch_s=5.0, largest_graph=16, token_s=1.0)
     assert seconds(law, tokens=3) == 4.0
     assert seconds(law, tokens=9) == 16.0
+    assert seconds(law._replace(token_s=0.125), tokens=16) == 2.0
     assert seconds(law, tokens=17) == 17.0  # no graph, no padding, launches hidden behind the work
     assert seconds(law._replace(largest_graph=0), tokens=3) == 5.0
     eager = Law(Settings(enforce_eager=True), H100, SMALL, 4096).steps

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.engines.simulated.scheduler import Limits, Scheduler, StepLaw, core
-from harness.engines.simulated.scheduler import _acceptance as acceptance
-from harness.engines.simulated.scheduler import _accepted as accepted
+from harness.engines.simulated.core import Limits
+from harness.engines.simulated.scheduler import Scheduler
+from harness.engines.simulated.steps import StepLaw, acceptance, accepted, generator
 
 LIMITS = Limits(
     max_num_seqs=4,
@@ -125,6 +125,21 @@ def test_a_prompt_that_is_nothing_but_prefix_still_computes_its_last_block():
     assert made.counters.computed_tokens == 16 + 4
 
 
+def test_what_others_hold_already_takes_nothing_from_the_free_blocks():
+    made = scheduler((20, 4, 0, 16), blocks=7, prefixes=[16])
+    made.step()
+    assert made.enqueue(1, 18, 2, 0, 16)
+    assert gave(made) == {0: 1, 1: 1}  # seven blocks: five, then one more for each
+
+
+def test_what_is_found_among_the_free_blocks_is_not_free_for_the_rest():
+    made = scheduler((17, 1, 0, 16), (12, 4), blocks=8, prefixes=[16], max_num_batched_tokens=64)
+    assert gave(made) == {0: 1, 1: 1}
+    assert made.enqueue(2, 20, 1, 0, 16)  # four found and one more: five of the five that are free
+    assert made.enqueue(3, 1, 1)
+    assert gave(made) == {1: 1}  # whose fourth block comes first
+
+
 def test_an_answer_may_be_found_by_the_next_turn():
     """A conversation: the second prompt begins with the first one and what was said to it."""
     made = scheduler((8, 9, 0, 16), prefixes=[32])
@@ -180,8 +195,8 @@ def test_who_is_withdrawn_leaves_no_trace():
 
 def test_a_drafted_token_is_accepted_if_all_before_it_are():
     """Over 20,000 draws the counts of 0 … 3 accepted fit the geometric law, cut off at 3 (chi-squared)."""
-    counts = core(LIMITS, SECOND, 1, np.zeros(0, np.int64), seed=5).counts
-    seen = np.bincount([accepted(counts, 3, 0.6) for _ in range(20_000)], minlength=4)
+    random = generator(5)
+    seen = np.bincount([accepted(random, 3, 0.6) for _ in range(20_000)], minlength=4)
     expected = 20_000 * np.array([0.4, 0.6 * 0.4, 0.36 * 0.4, 0.216])
     assert stats.chisquare(seen, expected).pvalue > 1e-3
     assert stats.chisquare(seen, 20_000 * np.array([0.42, 0.58 * 0.42, 0.58**2 * 0.42, 0.58**3])).pvalue < 1e-3

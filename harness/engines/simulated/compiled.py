@@ -1,11 +1,12 @@
 """Compiles the simulated engine's loops where numba is installed (extra `simulate`); elsewhere they run as Python.
 
-Knows nothing of what it compiles. Both ways give equal results; the compiled one is hundreds of times faster. Machine
-code is kept in the user's cache under the digest of this package's sources: numba itself asks only whether the file of
-the function has changed, not those of the functions that it calls.
+Knows nothing of what it compiles. Both ways give equal results, machine code about a hundred times faster. It is kept
+in the user's cache under the digest of this package's sources: numba itself asks only whether the file of a function
+has changed, not those of the functions that it calls.
 """
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -32,6 +33,14 @@ def _digest() -> str:
 MACHINE_CODE = Path(platformdirs.user_cache_dir("autotune")) / "simulated" / _digest()
 
 
+def _can_be_kept() -> bool:
+    try:
+        MACHINE_CODE.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(MACHINE_CODE, os.W_OK)
+
+
 def compiled(function: F) -> F:
     """Machine code of ``function``, made at its first call; itself where there is no numba."""
     if numba is None:
@@ -39,6 +48,6 @@ def compiled(function: F) -> F:
     elsewhere = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(MACHINE_CODE)
     try:
-        return cast("F", numba.njit(cache=True, _nrt=False)(function))
+        return cast("F", numba.njit(cache=_can_be_kept())(function))
     finally:
         numba.config.CACHE_DIR = elsewhere

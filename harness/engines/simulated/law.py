@@ -6,8 +6,9 @@ Knows nothing of queues or requests. Formulas, units and what is left out: docs/
 from dataclasses import dataclass
 from typing import Literal
 
+from harness.engines.simulated.core import Limits
 from harness.engines.simulated.hardware import Accelerator, ModelShape
-from harness.engines.simulated.scheduler import Limits, StepLaw, graph_size
+from harness.engines.simulated.steps import StepLaw, graph_size
 from harness.errors import ConfigurationImpossible
 
 Weights = Literal["bf16", "fp8", "int4"]
@@ -23,8 +24,8 @@ GRAPH_BYTES_PER_LAYER = 320_000  # of one captured size (chosen)
 EXCHANGES_PER_LAYER = 2  # after attention and after the feed-forward part (Shoeybi et al. 2019, Megatron-LM)
 
 # What launching really takes, as a multiple of what `plan_memory` expects: allocators fragment, warming up takes more
-# than a step, libraries keep workspaces. So a plan can be wrong, as plans are: by some 2 % of the memory with the
-# default settings, by up to 5 % (9 % on the smallest card) with large batches (chosen).
+# than a step, libraries keep workspaces. So a plan can be wrong, as plans are: by 1 % of an H100's memory with the
+# default settings, by up to 5 % with large batches; by 5 and 9 % of an RTX 4090's (chosen).
 REAL_ACTIVATIONS = 2.0
 REAL_GRAPHS = 1.15
 

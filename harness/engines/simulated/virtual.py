@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from harness.engines.simulated import scheduler
+from harness.engines.simulated import core as engine
 from harness.engines.simulated.compiled import compiled
-from harness.engines.simulated.paged import FREE, USED_MOST, Int64s
-from harness.engines.simulated.scheduler import (
+from harness.engines.simulated.core import (
     ACCEPTED,
     COMPUTED_TOKENS,
     DRAFTED,
     FOUND_TOKENS,
     GENERATED,
-    GIVEN,
     LOST_TOKENS,
     OUT,
     OUTPUT,
@@ -31,10 +30,12 @@ from harness.engines.simulated.scheduler import (
     WAITING,
     WHO,
     Core,
-    Floats,
     Limits,
-    StepLaw,
 )
+from harness.engines.simulated.paged import FREE, USED_MOST, Int64s
+from harness.engines.simulated.steps import GIVEN, StepLaw
+
+Floats = NDArray[np.float64]
 
 
 class Serving(Protocol):
@@ -70,6 +71,8 @@ class Requests:
             raise ValueError(f"arrays must have one length, got {len(self.arrival_s)} arrivals and {sorted(lengths)}")
         if np.any(np.diff(self.arrival_s) < 0):
             raise ValueError("arrival_s must not fall")
+        if np.any(self.prefix < -1):
+            raise ValueError(f"prefix must be a number from 0, or -1 for none, got {self.prefix.min()}")
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -112,7 +115,10 @@ def serve(law: Serving, requests: Requests, seed: int = 0, until_s: float = math
     for replica in range(law.replicas):
         mine = slice(replica, n, law.replicas)
         core = _prepared(law, requests, mine, seed + replica)
-        busy += _run(core, requests.arrival_s[mine], first[mine], done[mine], until_s)
+        arrival = np.ascontiguousarray(requests.arrival_s[mine], np.float64)
+        times = np.full((len(arrival), 2), np.inf)
+        busy += _run(core, arrival, times, until_s)
+        first[mine], done[mine] = times.T
         counts += core.counts[: len(counts)]
         peak = max(peak, int(core.kv.counts[USED_MOST]))
         free += int(core.kv.counts[FREE])
@@ -144,7 +150,7 @@ def _prepared(law: Serving, requests: Requests, mine: slice, seed: int) -> Core:
     if law.limits.prefix_caching:
         known = prefix >= 0
         np.maximum.at(longest, prefix[known], requests.prefix_tokens[mine][known])
-    core = scheduler.core(law.limits, law.steps, len(prefix), longest, seed)
+    core = engine.core(law.limits, law.steps, len(prefix), longest, seed)
     asked = (requests.prompt_tokens, requests.output_tokens, requests.prefix, requests.prefix_tokens)
     for column, values in zip((PROMPT, OUTPUT, PREFIX, PREFIX_TOKENS), asked, strict=True):
         core.sequences[:, column] = values[mine]
@@ -152,16 +158,16 @@ def _prepared(law: Serving, requests: Requests, mine: slice, seed: int) -> Core:
 
 
 @compiled
-def _run(core: Core, arrival_s: Floats, first_s: Floats, done_s: Floats, until_s: float) -> float:
-    """Fills ``first_s`` and ``done_s``; returns the seconds in which the engine was not idle."""
+def _run(core: Core, arrival_s: Floats, times_s: Floats, until_s: float) -> float:
+    """Fills ``times_s``, (n, 2), with first and last tokens; returns the seconds in which the engine was not idle."""
     sequences, given, load = core.sequences, core.given, core.load
     now, idle = 0.0, 0.0
     coming = 0
     n = len(arrival_s)
     while now <= until_s:
         while coming < n and arrival_s[coming] <= now:
-            if scheduler.fits(core.limits, sequences[coming, PROMPT], sequences[coming, OUTPUT]):
-                scheduler.enqueue(core, coming)
+            if engine.fits(core.limits, sequences[coming, PROMPT], sequences[coming, OUTPUT]):
+                engine.enqueue(core, coming)
             coming += 1
         next_s = arrival_s[coming] if coming < n else np.inf
         if core.counts[RUNNING] + core.counts[WAITING] == 0:
@@ -170,18 +176,18 @@ def _run(core: Core, arrival_s: Floats, first_s: Floats, done_s: Floats, until_s
             idle += next_s - now
             now = next_s
             continue
-        then = scheduler.coast(core, now, next_s)
+        then = engine.coast(core, now, min(next_s, until_s))
         if then > now:
             now = then
             continue
-        now += scheduler.step(core)
+        now += engine.step(core)
         for i in range(load[GIVEN]):
             sequence, out = given[i, WHO], given[i, OUT]
             generated = sequences[sequence, GENERATED]
             if out > 0 and generated == out:
-                first_s[sequence] = now
+                times_s[sequence, 0] = now
             if generated == sequences[sequence, OUTPUT]:
-                done_s[sequence] = now
+                times_s[sequence, 1] = now
     return now - idle
 
 
