@@ -22,6 +22,7 @@ from search.regret import (
     reached,
     time_to,
 )
+from search.worlds import NAMES
 
 LAUNCHES = (5, 10, 20)
 POINTS = 60  # of a curve
@@ -34,11 +35,11 @@ Courses = Mapping[str, Course]  # "world/arm/seed"
 Pair = tuple[str, str]  # world, arm
 
 INTRODUCTION = """\
-`make bench-search`. Every figure is *simulated*: no GPU was measured. Regret: 1 - capacity of the configuration that
-the arm would pick by then / capacity of the best of all, both from long runs in virtual time. Wall-clock is modelled:
-cold starts (compiled code kept from launch to launch), warm-ups, ramps, holds. Medians over seeds with 95 % bootstrap
-intervals; a time is "> budget" where more than half of the seeds never got there. p: Wilcoxon signed-rank over seeds
-on the regret at the end, Holm over the worlds."""
+`make bench-search`. Every figure but those of `llamacpp` is *simulated*: no GPU was measured. Regret: 1 - capacity of
+the configuration that the arm would pick by then / capacity of the best of all, both from long runs in virtual time.
+Wall-clock is modelled: cold starts (compiled code kept from launch to launch), warm-ups, ramps, holds. Medians over
+seeds with 95 % bootstrap intervals; a time is "> budget" where more than half of the seeds never got there. p:
+Wilcoxon signed-rank over seeds on the regret at the end, Holm over the worlds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,8 @@ def markdown(rows: Sequence[Row]) -> str:
     parts = ["# The search against its controls, simulated", INTRODUCTION]
     for world in dict.fromkeys(r.world for r in rows):
         own = [r for r in rows if r.world == world and r.arm in ARMS]
-        parts.append(f"## {world}: {own[0].hours:g} h" if own else f"## {world}")
+        kind = "simulated" if world in NAMES else "recorded: a real engine, measured once and replayed"
+        parts.append(f"## {world} ({kind}), {own[0].hours:g} h" if own else f"## {world}")
         parts.append(_table(own))
     ablated = [r for r in rows if r.arm in ABLATIONS]
     if ablated:
@@ -191,7 +193,7 @@ def targets(rows: Sequence[Row]) -> list[str]:
     own = {r.world: r for r in rows if r.arm == OURS}
     other = {r.world: r for r in rows if r.arm == RANDOM}
     plain = {r.world: r for r in rows if r.arm == PLAIN}
-    both = [w for w in own if w in other]
+    both = [w for w in own if w in other and w in NAMES]  # the targets are about the simulated worlds
     if not both:
         return ["not measured"]
     fast = [w for w in both if own[w].within_h.value <= HALF * min(other[w].within_h.value, other[w].hours)]

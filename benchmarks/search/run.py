@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from scenarios.space import digest
-from search import report, truth
+from search import recorded, report, truth
 from search.arms import ABLATIONS, ARMS
 from search.courses import Course, Step, course
 from search.prober import Memory
-from search.worlds import BUDGETS, HOURS, NAMES, world
+from search.worlds import BUDGETS, HOURS, world
 
 RESULTS = Path(__file__).parents[1] / "results"
 SEEDS, ABLATION_SEEDS, QUICK_SEEDS = 50, 20, 2
@@ -41,23 +41,44 @@ COMMON = (  # what every cell depends on
     "tuners.capacity",
 )
 
+RECORDED = ("search.recorded", "search.courses")
+ALL_HOURS = {**HOURS, recorded.NAME: recorded.HOURS}
+
 Cells = dict[str, Any]
 
 
 def seed_cells(task: tuple[str, int, Sequence[str], float, bool]) -> list[tuple[str, dict[str, Any]]]:
     """All asked arms on one seed of one world; what one of them had served, another need not serve again."""
     name, seed, arms, hours, quick = task
+    if name == recorded.NAME:
+        return recorded_cells(seed, arms, hours)
     at, memory, found = world(name), Memory(), []
     truths = truth.quick(at) if quick else truth.known(at)
     seconds = hours * SECONDS_PER_HOUR
     for arm in arms:
         begun = time.process_time()
         search = EVERY[arm].run(at, seed + 1, seed, seconds, memory)
-        told = asdict(course(search, truths, seconds))
-        steps = [[s["launches"], s["seconds"], s["regret"]] for s in told.pop("steps")]
-        cpu_s = round(time.process_time() - begun, 2)
-        found.append((key(name, arm, seed), {**told, "cpu_s": cpu_s, "steps": steps}))
+        found.append((key(name, arm, seed), _cell(course(search, truths, seconds), begun)))
     return found
+
+
+def recorded_cells(seed: int, arms: Sequence[str], hours: float) -> list[tuple[str, dict[str, Any]]]:
+    """The same on the table of a real engine, for the arms that have a meaning there."""
+    at, seconds, found = recorded.table(), hours * SECONDS_PER_HOUR, []
+    for arm in arms:
+        begun = time.process_time()
+        if arm == "plain tpe":
+            search = recorded.plain_tpe(at, seed, seconds)
+        else:
+            search = recorded.searched(at, arm, seed, seconds)
+        found.append((key(recorded.NAME, arm, seed), _cell(course(search, at.truths, seconds), begun)))
+    return found
+
+
+def _cell(told: Course, begun_s: float) -> dict[str, Any]:
+    cell = asdict(told)
+    steps = [[s["launches"], s["seconds"], s["regret"]] for s in cell.pop("steps")]
+    return {**cell, "cpu_s": round(time.process_time() - begun_s, 2), "steps": steps}
 
 
 def key(name: str, arm: str, seed: int) -> str:
@@ -76,6 +97,8 @@ def missing(
     for seed in range(max(arms.values())):
         for name in names:
             left = [a for a, seeds in arms.items() if seed < seeds and key(name, a, seed) not in done]
+            if name == recorded.NAME:
+                left = [a for a in left if a in recorded.ARMS]
             if left:
                 yield name, seed, left, hours[name], quick
 
@@ -85,7 +108,7 @@ def load_cells(path: Path) -> Cells:
     if not path.exists():
         return {}
     kept = json.loads(path.read_text(encoding="utf-8"))
-    now = digests({k.split("/")[0] for k in kept["cells"]} & set(NAMES))
+    now = digests({k.split("/")[0] for k in kept["cells"]} & ALL_HOURS.keys())
     return {k: v for k, v in kept["cells"].items() if kept["digests"].get(_pair(k)) == now.get(_pair(k), "")}
 
 
@@ -93,7 +116,10 @@ def digests(names: Iterable[str]) -> dict[str, str]:
     """world/arm -> of all that decides over its cells."""
     found = {}
     for name in names:
-        of_world = digest([world(name).digest, BUDGETS[name], HOURS[name], _sources(COMMON)])
+        if name == recorded.NAME:
+            of_world = digest([recorded.PATH.read_text(encoding="utf-8"), ALL_HOURS[name], _sources(RECORDED)])
+        else:
+            of_world = digest([world(name).digest, BUDGETS[name], HOURS[name], _sources(COMMON)])
         found.update({f"{name}/{arm.name}": digest([of_world, _sources(arm.modules)])[:12] for arm in EVERY.values()})
     return found
 
@@ -111,7 +137,7 @@ def save_cells(path: Path, cells: Cells) -> None:
     now = digests({k.split("/")[0] for k in cells})
     kept = {pair: now[pair] for pair in sorted({_pair(k) for k in cells})}
     lines = [f"{json.dumps(k)}:{json.dumps(v, separators=(',', ':'))}" for k, v in sorted(cells.items())]
-    head = f'{{"digests":{json.dumps(kept)},\n"hours":{json.dumps(HOURS)},\n"cells":{{\n'
+    head = f'{{"digests":{json.dumps(kept)},\n"hours":{json.dumps(ALL_HOURS)},\n"cells":{{\n'
     partial = path.with_suffix(".part")
     partial.write_text(head + ",\n".join(lines) + "\n}}\n", encoding="utf-8")
     partial.replace(path)
@@ -128,7 +154,7 @@ def chosen(asked: argparse.Namespace) -> dict[str, int]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--worlds", nargs="*", default=list(NAMES), choices=NAMES)
+    parser.add_argument("--worlds", nargs="*", default=list(ALL_HOURS), choices=list(ALL_HOURS))
     parser.add_argument("--arms", nargs="*", choices=[*ARMS, *ABLATIONS])
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--jobs", type=int, default=1)
@@ -137,7 +163,7 @@ def main() -> int:
     asked = parser.parse_args()
     path = RESULTS / "search.json"
     done = {} if asked.quick or asked.fresh else load_cells(path)
-    hours = {name: HOURS[name] * (QUICK_SHARE if asked.quick else 1.0) for name in asked.worlds}
+    hours = {name: ALL_HOURS[name] * (QUICK_SHARE if asked.quick else 1.0) for name in asked.worlds}
     tasks = list(missing(asked.worlds, chosen(asked), hours, done, quick=asked.quick))
     saved = time.monotonic()
     for name in (
@@ -153,12 +179,13 @@ def main() -> int:
             if not asked.quick and (time.monotonic() - saved > 20 or n == len(tasks)):
                 save_cells(path, done)
                 saved = time.monotonic()
-    courses = {k: read_course(v) for k, v in done.items() if k.split("/")[0] in asked.worlds}
-    told = report.summarise(courses, HOURS if not asked.quick else hours)
+    courses = {k: read_course(v) for k, v in done.items()}
+    hours = hours if asked.quick else {n: h for n, h in ALL_HOURS.items() if any(k.startswith(f"{n}/") for k in done)}
+    told = report.summarise(courses, hours)
     print(report.markdown(told))
     if not asked.quick:
         (RESULTS / "search.md").write_text(report.markdown(told), encoding="utf-8")
-        (RESULTS / "search.svg").write_text(report.drawn(courses, HOURS), encoding="utf-8")
+        (RESULTS / "search.svg").write_text(report.drawn(courses, hours), encoding="utf-8")
     return 0
 
 
