@@ -138,4 +138,4 @@ def _print(scenario: "Scenario", told: Told) -> None:
         "what cannot win is ended early[/]",
         soft_wrap=True,
     )
-    next_step(f"autotune tune {scenario.name}")
+    next_step("the same command without --dry-run")

@@ -111,10 +111,7 @@ def prepare(scenario: Scenario, root: Path, observer: Observer, *, build: bool, 
     version = engine.version(scenario.engine) if scenario.engine.python else engine.version()
     if scenario.model.simulated is not None:
         observer.note("simulated: the engine follows a stated law, and no accelerator is measured")
-    if scenario.model.served_as is not None or scenario.model.simulated is not None:
-        model = ResolvedModel(scenario.model, scenario.model.label, reference_variant="")
-    else:
-        model = resolve(scenario.model, build=build, on_progress=lambda _done, _total, what: observer.begin(what, None))
+    model = resolve(scenario.model, build=build, on_progress=lambda _done, _total, what: observer.begin(what, None))
     return Subject(scenario, engine, version, model, limits(), root, observer, fleet=fleet)
 
 

@@ -3,8 +3,11 @@
 Knows nothing of engines, load or how a trial is run.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
+
+from pydantic import field_validator
 
 from harness.measurement import Record
 from scenarios.space import SearchSpace, ServingConfig
@@ -30,6 +33,12 @@ class Trial(Record):
     launch_s: float | None = None  # the part of it until the engine answered; None: it never did
     failure: str | None = None  # failure class
     why: str = ""  # one sentence for people: what became of it
+
+    @field_validator("constraints")
+    @classmethod
+    def _graded(cls, constraints: dict[str, float]) -> dict[str, float]:
+        """A violation that is no number is a broken promise, nobody knows by how much."""
+        return {name: 1.0 if math.isnan(v) else v for name, v in constraints.items()}
 
     @property
     def feasible(self) -> bool:

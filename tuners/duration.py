@@ -7,8 +7,9 @@ engine's pace is not.
 from dataclasses import dataclass
 
 from scenarios.spec import Scenario
+from tuners.study import CERTIFY_SHARES
 
-CERTIFICATIONS = 3  # rates that are tried, at most, where none was asked
+SEARCH, ARM = "the defaults and the trials", "the control arm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +29,11 @@ def parts(scenario: Scenario) -> tuple[Part, ...]:
     entrants = 1 + scenario.search.finalists
     gate = scenario.quality.tasks
     closed = scenario.workload.arrivals.process == "closed"
-    certifications = 0 if closed else 1 if scenario.workload.arrivals.rate else CERTIFICATIONS
+    certifications = 0 if closed else 1 if scenario.workload.arrivals.rate else len(CERTIFY_SHARES)
     return (
         Part("reference", 1, budget.warmup_s),
-        Part("the defaults and the trials", 1 + budget.trials, _evaluation_s(scenario)),
+        Part(SEARCH, 1 + budget.trials, _evaluation_s(scenario)),
+        Part(ARM, budget.trials if scenario.search.control else 0, _evaluation_s(scenario)),
         Part("finals", budget.finalist_blocks * entrants, _evaluation_s(scenario)),
         Part("quality on every item", scenario.search.finalists if gate else 0, 0.0),
         Part("certification", certifications, budget.certify_s + 5 * budget.warmup_s),
@@ -44,8 +46,9 @@ def seconds(scenario: Scenario, launch_s: float) -> float:
     total = 0.0
     for part in parts(scenario):
         whole = part.seconds(launch_s)
-        searching = part.name.endswith("trials") and limit_s is not None
-        total += min(whole, limit_s + part.seconds(launch_s) / part.count) if searching and limit_s else whole
+        if limit_s is not None and part.name in (SEARCH, ARM) and part.count:
+            whole = min(whole, limit_s + whole / part.count)  # the trial that runs is not cut short
+        total += whole
     return total
 
 

@@ -51,10 +51,12 @@ class GpTuner:
         """The most promising configuration of those that ``among`` keeps; None when all of them were tried."""
         rng = np.random.default_rng(derived(self.seed, len(history)))
         known = recalled(history, MOST_TRIALS)
-        best = sorted((t for t in known if t.feasible and t.score), key=lambda t: -(t.score or 0.0))
+        best = sorted((t for t in known if t.feasible and _is_positive(t.score)), key=lambda t: -(t.score or 0.0))
         rows = self.lattice.candidates(rng, self.lattice.codes([t.knobs for t in best[:NEAR_BEST]]))
         if among is not None:
             rows = rows[among(rows)]
+        if not len(rows):
+            return None
         order = rng.permutation(len(rows))
         if among is None and len(history) <= COVER_TRIALS and (unseen := self._unseen(history)):
             order = order[np.argsort(-self._coverage(rows[order], unseen), kind="stable")]

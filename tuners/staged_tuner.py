@@ -39,14 +39,24 @@ class StagedTuner:
         return self.gp.expects(history, config)
 
     def _stages(self, history: list[Trial]) -> list[tuple[Among, int]]:
+        """``best``: a default that the scenario took out of the space is nobody's to keep."""
         worthy = sorted((t for t in history if t.feasible and t.score), key=lambda t: -(t.score or 0.0))
         best = self.gp.lattice.codes([t.knobs for t in worthy[:2]] or [dict(self.space.default().knobs)])
+        inside = best <= np.array([len(knob.choices) for knob in self.space.knobs])
         stages: list[tuple[Among, int]] = []
         for effects, most in STAGES:
-            kept = [k for k, knob in enumerate(self.space.knobs) if knob.effect not in effects]
+            kept = [k for k, knob in enumerate(self.space.knobs) if knob.effect not in effects and inside[0, k]]
             if any(knob.effect in effects for knob in self.space.free):
                 stages.append((lambda rows, kept=kept: (rows[:, kept] == best[0, kept]).all(axis=1), most))  # type: ignore[misc]
         stages.append(
-            (lambda rows: np.min([(rows != row).sum(axis=1) for row in best], axis=0) <= JOINT_CHANGES, JOINT_TRIALS)
+            (
+                lambda rows: (
+                    np.min(
+                        [(rows != row)[:, within].sum(axis=1) for row, within in zip(best, inside, strict=True)], axis=0
+                    )
+                    <= JOINT_CHANGES
+                ),
+                JOINT_TRIALS,
+            )
         )
         return stages

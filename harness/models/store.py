@@ -71,8 +71,8 @@ def resolve(ref: ModelRef, *, build: bool, on_progress: Progress = silent) -> Re
 
     Raises ModelNotFound, ModelCorrupt (damaged files are never replaced behind one's back), DownloadFailed.
     """
-    if ref.served_as is not None:
-        return ResolvedModel(ref, ref.label, reference_variant="served")
+    if ref.served_as is not None or ref.simulated is not None:
+        return ResolvedModel(ref, ref.label, reference_variant="")
     if ref.path is not None and (folder := Path(ref.path).expanduser().resolve()).is_dir():
         return hugging_face.in_folder(ref, folder, _remembered_sha256)
     if ref.name in hugging_face.HUB:

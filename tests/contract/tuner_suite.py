@@ -77,6 +77,14 @@ class TunerSuite:
             history.append(tried(tuner.ask(history), number, score=score))
         assert tuner.ask(history) is not None
 
+    def test_violations_that_are_no_numbers_are_broken_promises(self, make):
+        tuner, history = make(SPACE, 10), []
+        for number in range(10):
+            violation = (float("nan"), -0.5)[number % 2]
+            history.append(tried(tuner.ask(history), number, constraints={"slo": violation}))
+        assert [t.feasible for t in history] == [False, True] * 5
+        assert tuner.ask(history) is not None
+
     def test_what_cannot_be_planned_is_never_proposed_and_the_rest_is(self, make):
         def possible(config):
             return config.knobs["slots"] <= 4 or config.knobs["variant"] == "Q4_0"

@@ -52,3 +52,10 @@ def test_people_get_tables():
     done = tune("vllm-cpu-smollm2", "--dry-run")
     for words in ("nothing was started", "cannot be planned", "KV cache", "Time, at most", "vllm serve"):
         assert words in " ".join(done.stdout.split())
+
+
+def test_a_simulated_study_is_planned_too():
+    done = tune("simulated-h100-chat", "--dry-run", "--control", "random", "--json")
+    assert done.exit_code == 0
+    parts = {part["name"]: part for part in json.loads(done.stdout)["parts"]}
+    assert parts["the control arm"]["launches"] > 0

@@ -174,3 +174,13 @@ def test_stages_without_a_knob_are_skipped():
     space = SearchSpace("few", (Knob("seats", tuple(range(1, 20)), 4, "batching", ""),))
     tuner = StagedTuner(space, 0)
     assert len(tuner._stages([tried(space.default(), 0)])) == 2
+
+
+def test_stages_go_on_where_the_default_is_outside_the_choices():
+    """The control is the best so far, and has a value that no proposal may have: that knob is nobody's to keep."""
+    space = FLAT.narrowed({"seats": (8, 16), "graph": ("b", "c"), "cache": (True, False)})
+    history = [tried(FLAT.default(), 0, score=9.0)]
+    for number in range(1, space.size() + 1):
+        config = StagedTuner(space, 1).ask(history)
+        history.append(tried(config, number, score=1.0))
+    assert len({t.config_digest for t in history}) == space.size() + 1

@@ -4,6 +4,8 @@ The server parses with it; the adapter asks it what the installed release knows.
 """
 
 import argparse
+import functools
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import NoReturn
 
@@ -71,12 +73,18 @@ def arguments(setting: str, value: Value) -> tuple[str, ...]:
     return flag(setting), str(value)
 
 
+@functools.cache
+def _understood(release: str) -> Mapping[str, tuple[Value, ...] | None]:
+    """Every setting that the release's parser knows, and its choices; None: any value of its type."""
+    actions = parser(release)._actions  # noqa: SLF001 - argparse has no other way
+    return {action.dest: None if action.choices is None else tuple(action.choices) for action in actions}
+
+
 def why_unknown(release: str, setting: str, value: Value) -> str | None:
     """Why this release cannot be told so; None: it can. Asks the release's own parser."""
-    known = {action.dest: action for action in parser(release)._actions}  # noqa: SLF001 - argparse has no other way
-    action = known.get(setting)
-    if action is None:
+    known = _understood(release)
+    if setting not in known:
         return f"release {release} has no {flag(setting)}"
-    if action.choices is not None and value not in action.choices:
+    if (choices := known[setting]) is not None and value not in choices:
         return f"release {release} has no {flag(setting)} {value}"
     return None

@@ -5,8 +5,8 @@ compiling are modelled, and waited for only in part: COLD_START_SCALE of the mod
 """
 
 import asyncio
+import contextlib
 import hashlib
-import os
 import signal
 import sys
 import time
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import platformdirs
 
 from harness.engines.simulated import flags, hardware
 from harness.engines.simulated.law import GIB, Law
@@ -117,15 +118,16 @@ def _release(argv: list[str]) -> str:
 def _start_cold(law: Law) -> float:
     """Modelled seconds of this launch. What it compiles is there for the next launch with an equal key."""
     name = hashlib.sha256(repr(law.compile_key).encode()).hexdigest()[:16]
-    known = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autotune" / "simulated" / name
+    known = Path(platformdirs.user_cache_dir("autotune")) / "simulated" / name
     seconds = law.start_s(already_compiled=known.exists())
     how = "compiled before" if known.exists() else "compiling"
     say(
         f"loading and {how} takes {seconds:.1f} s of the simulated clock; {seconds * COLD_START_SCALE:.2f} s are waited"
     )
     time.sleep(seconds * COLD_START_SCALE)
-    known.parent.mkdir(parents=True, exist_ok=True)
-    known.touch()
+    with contextlib.suppress(OSError):  # where nothing can be kept, every launch compiles
+        known.parent.mkdir(parents=True, exist_ok=True)
+        known.touch()
     return seconds
 
 
