@@ -8,6 +8,7 @@ import re
 
 import httpx
 
+from harness.engines import asking
 from harness.engines.base import Endpoint, HostLimits, LaunchPlan, ResolvedModel
 from harness.errors import ConfigurationImpossible, FailureClass
 from scenarios.errors import UserError
@@ -58,11 +59,7 @@ class Attached:
 
     def metrics(self, endpoint: Endpoint) -> dict[str, float]:
         """Every sample without labels, or with vLLM's one label set, by its own name."""
-        try:
-            answer = httpx.get(f"{endpoint.root_url}/metrics", timeout=10, trust_env=False)
-        except httpx.HTTPError:
-            return {}
-        if answer.status_code != httpx.codes.OK:
-            return {}
-        samples = re.finditer(r"^([a-zA-Z_:]+)(?:\{[^}]*\})? ([0-9.eE+-]+)$", answer.text, re.MULTILINE)
+        samples = re.finditer(
+            r"^([a-zA-Z_:]+)(?:\{[^}]*\})? ([0-9.eE+-]+)$", asking.metrics_text(endpoint), re.MULTILINE
+        )
         return {m[1]: float(m[2]) for m in samples if not m[1].endswith("_bucket")}

@@ -13,10 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import httpx
-
+from harness.engines import asking
 from harness.engines.base import Endpoint, HostLimits, LaunchPlan, ResolvedModel
-from harness.errors import ConfigurationImpossible, EngineCrashed, EngineNotInstalled, FailureClass
+from harness.errors import ConfigurationImpossible, EngineNotInstalled, FailureClass
 from harness.models.gguf_shape import ModelShape, shape
 from scenarios.space import Knob, SearchSpace, ServingConfig, Value
 from scenarios.spec import EngineSpec
@@ -179,22 +178,13 @@ class LlamaCpp:
         return None
 
     def tokenize(self, endpoint: Endpoint, text: str) -> list[int] | None:
-        try:
-            answer = httpx.post(f"{endpoint.root_url}/tokenize", json={"content": text}, timeout=30, trust_env=False)
-            answer.raise_for_status()
-        except httpx.HTTPError as err:
-            raise EngineCrashed(f"{self.name} does not tokenize: {err}") from err
-        tokens: list[int] = answer.json()["tokens"]
-        return tokens
+        return asking.tokens(endpoint, {"content": text}, self.name)
 
     def metrics(self, endpoint: Endpoint) -> dict[str, float]:
-        try:
-            answer = httpx.get(f"{endpoint.root_url}/metrics", timeout=10, trust_env=False)
-        except httpx.HTTPError:
-            return {}  # busy, or gone: whoever drives it finds out
-        if answer.status_code != httpx.codes.OK:
-            return {}
-        return {m[1]: float(m[2]) for m in re.finditer(r"^llamacpp:(\w+) (\S+)$", answer.text, re.MULTILINE)}
+        return {
+            m[1]: float(m[2])
+            for m in re.finditer(r"^llamacpp:(\w+) (\S+)$", asking.metrics_text(endpoint), re.MULTILINE)
+        }
 
 
 def _program(spec: EngineSpec) -> list[str]:

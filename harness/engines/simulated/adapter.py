@@ -9,13 +9,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
-import httpx
-
+from harness.engines import asking
 from harness.engines.base import Endpoint, HostLimits, LaunchPlan, ResolvedModel
 from harness.engines.simulated import flags, hardware
 from harness.engines.simulated.hardware import Accelerator, ModelShape
 from harness.engines.simulated.law import Law, Settings, plan_memory
-from harness.errors import ConfigurationImpossible, EngineCrashed, FailureClass
+from harness.errors import ConfigurationImpossible, FailureClass
 from scenarios.space import Knob, SearchSpace, ServingConfig, Value
 from scenarios.spec import EngineSpec
 
@@ -89,22 +88,10 @@ class Simulated:
 
     def tokenize(self, endpoint: Endpoint, text: str) -> list[int] | None:
         body = {"model": endpoint.served_model, "prompt": text, "add_special_tokens": False}
-        try:
-            answer = httpx.post(f"{endpoint.root_url}/tokenize", json=body, timeout=30, trust_env=False)
-            answer.raise_for_status()
-        except httpx.HTTPError as err:
-            raise EngineCrashed(f"{self.name} does not tokenize: {err}") from err
-        tokens: list[int] = answer.json()["tokens"]
-        return tokens
+        return asking.tokens(endpoint, body, self.name)
 
     def metrics(self, endpoint: Endpoint) -> dict[str, float]:
-        try:
-            answer = httpx.get(f"{endpoint.root_url}/metrics", timeout=10, trust_env=False)
-        except httpx.HTTPError:
-            return {}  # busy, or gone: whoever drives it finds out
-        if answer.status_code != httpx.codes.OK:
-            return {}
-        return dict(_samples(answer.text))
+        return dict(_samples(asking.metrics_text(endpoint)))
 
 
 def law(spec: EngineSpec, model: ResolvedModel, config: ServingConfig) -> Law:

@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import httpx
-
+from harness.engines import asking
 from harness.engines.base import Endpoint, HostLimits, LaunchPlan, ResolvedModel
 from harness.engines.vllm import installed, knobs, memory, words
 from harness.engines.vllm.installed import Flag
-from harness.errors import ConfigurationImpossible, EngineCrashed, EngineNotInstalled, FailureClass
+from harness.errors import ConfigurationImpossible, EngineNotInstalled, FailureClass
 from harness.models.hf_shape import shape
 from scenarios.errors import UserError
 from scenarios.space import SearchSpace, ServingConfig, Value
@@ -85,21 +84,11 @@ class Vllm:
 
     def tokenize(self, endpoint: Endpoint, text: str) -> list[int] | None:
         body = {"model": endpoint.served_model, "prompt": text, "add_special_tokens": False}
-        try:
-            answer = httpx.post(f"{endpoint.root_url}/tokenize", json=body, timeout=30, trust_env=False)
-            answer.raise_for_status()
-        except httpx.HTTPError as err:
-            raise EngineCrashed(f"{self.name} does not tokenize: {err}") from err
-        tokens: list[int] = answer.json()["tokens"]
-        return tokens
+        return asking.tokens(endpoint, body, self.name)
 
     def metrics(self, endpoint: Endpoint) -> dict[str, float]:
         """Sums over the engines of a data-parallel server, by name without the prefix."""
-        try:
-            answer = httpx.get(f"{endpoint.root_url}/metrics", timeout=10, trust_env=False)
-        except httpx.HTTPError:
-            return {}  # busy, or gone: whoever drives it finds out
-        return metrics_in(answer.text) if answer.status_code == httpx.codes.OK else {}
+        return metrics_in(asking.metrics_text(endpoint))
 
     def _known(self, spec: EngineSpec) -> tuple[str | None, Mapping[str, Flag] | None]:
         """The interpreter, and the flags of the vLLM in it. None: not installed, so nothing can be checked."""
