@@ -53,6 +53,37 @@ def test_presets_cost_no_wall_clock_of_the_budget(tmp_path):
     assert len(results(tmp_path / "run", "trial")) == 3 + 4
 
 
+def dies_then_resumes(root, died_with, resumed_with, *, after, **how):
+    """The results of a study that was killed, and went on with other presets than it began with."""
+    with pytest.raises(KeyboardInterrupt):
+        study(root, more={"presets": died_with}, die_after=after, **how).run()
+    study(root, more={"presets": resumed_with}, **how).run()
+    return results(root, "trial")
+
+
+@pytest.mark.parametrize("budget", [{"trials": 5}, {"wall_clock_s": 45}])
+@pytest.mark.parametrize(("before", "after"), [(PRESETS, {}), ({}, PRESETS)])
+def test_a_resumed_budget_counts_the_controls_that_were_measured(tmp_path, budget, before, after):
+    found = dies_then_resumes(tmp_path / "run", before, after, after=7, asked=scenario(**budget))
+
+    controls = 3 if before else 1
+    assert [r.is_control for r in found] == [True] * controls + [False] * 5
+
+
+def test_the_limit_of_the_arm_counts_the_controls_that_were_measured(tmp_path):
+    root, asked = tmp_path / "run", scenario(trials=4)
+    arm = RandomTuner(SPACE, 1)
+    with pytest.raises(KeyboardInterrupt):
+        study(root, asked=asked, more={"presets": PRESETS, "control_arm": arm}, die_after=8).run()
+    study(root, asked=asked, more={"control_arm": arm}).run()
+    assert seconds(results(root, "control")) == 40.0
+
+
+def test_a_death_between_the_presets_is_resumed_to_all_of_them(tmp_path):
+    found = dies_then_resumes(tmp_path / "run", PRESETS, PRESETS, after=3, asked=scenario(trials=2))
+    assert [r.origin for r in found] == ["defaults", "preset throughput", "preset small", "", ""]
+
+
 def test_an_engine_need_not_declare_presets():
     assert base.presets(object()) == {}
 
