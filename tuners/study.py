@@ -118,6 +118,7 @@ class Study:
         start = _step(ledger, "study", StudyStart, self._start)
         if start.scenario_digest != self.scenario.digest:
             raise UserError(f"{self.root} holds a study of another scenario; choose another --run folder")
+        transferred = self._transferred(ledger, start)  # before minutes are spent: it may name what is not there
         self.observer.note("reference: the defaults at the highest precision")
         reference = _step(ledger, "reference", Reference, self.laboratory.reference)
         self.laboratory.settle(reference)
@@ -125,7 +126,6 @@ class Study:
         self.observer.note(
             "targets: " + ", ".join(f"{t.metric} P{t.percentile:g} <= {t.target_ms:.0f} ms" for t in targets)
         )
-        transferred = self._transferred(ledger, start)
         results = self._search(ledger, reference, transferred)
         if self.control_arm is not None:
             self._control_arm(ledger, results, reference, self.control_arm)

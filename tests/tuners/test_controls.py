@@ -174,6 +174,13 @@ def test_the_best_of_an_earlier_study_are_tried_first(earlier, tmp_path):
     assert found[1].trial.knobs == {"variant": "q8", "slots": 8, "crash": False}, "the best there is"
 
 
+def test_an_earlier_study_that_is_not_there_is_found_before_anything_is_measured(tmp_path):
+    run = with_transfer(tmp_path / "run", [tmp_path / "nowhere"])
+    with pytest.raises(UserError, match="does not exist"):
+        run.run()
+    assert run.laboratory.told == []
+
+
 def test_a_resumed_study_needs_no_old_folder(earlier, tmp_path):
     expected = with_transfer(tmp_path / "whole", [earlier]).run()
     run = with_transfer(tmp_path / "run", [earlier])
