@@ -153,7 +153,9 @@ class Budget(Spec):
     """What may be spent. Seconds are per step; the study's own limit is `wall_clock_s`."""
 
     trials: Count = 8
-    wall_clock_s: Positive | None = None
+    wall_clock_s: Positive | None = Field(
+        None, description="Of all trials together; an attempt that was void and repeated does not count."
+    )
     warmup_s: Annotated[float, Field(ge=0)] = 2.0
     ramp_s: Positive = Field(10.0, description="Length of the ramp that brackets a configuration's capacity.")
     hold_s: Positive = Field(8.0, description="Length of one hold at a constant rate.")

@@ -74,14 +74,24 @@ class Stubborn:
         self.asked += 1
 
 
+class Listening(Silent):
+    def __init__(self):
+        self.notes, self.heard = [], []
+
+    def note(self, line):
+        self.notes.append(line)
+
+    def trial(self, result):
+        self.heard.append(result)
+
+
 def test_what_is_recorded_is_not_proposed_again(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         study(tmp_path / "run", die_after=6).run()
     resumed = study(tmp_path / "run")
-    resumed.tuner = Stubborn()
+    resumed.tuner, resumed.observer = Stubborn(), Listening()
     resumed.run()
-    trials = [s for s in read(tmp_path / "run" / "ledger.jsonl") if s.startswith("trial/")]
-    assert len(trials) == 5, "none that was measured is dropped"
+    assert [r.trial.number for r in resumed.observer.heard] == [0, 1, 2, 3, 4], "none that was measured is dropped"
     assert resumed.tuner.asked == 1, "for the first that is not recorded"
 
 
@@ -96,13 +106,6 @@ def test_a_study_whose_search_ended_asks_no_tuner(tmp_path):
 
 
 def test_the_note_of_a_recorded_trial_tells_what_was_recorded(tmp_path):
-    class Listening(Silent):
-        def __init__(self):
-            self.notes = []
-
-        def note(self, line):
-            self.notes.append(line)
-
     first, again = study(tmp_path / "run"), study(tmp_path / "run")
     first.observer, again.observer = Listening(), Listening()
     first.run()
