@@ -60,11 +60,12 @@ def tune(
     from harness.load.fleet import Fleet
     from lifecycle.registry.sync import mirror_all
     from reports import html
-    from scenarios.load import load
+    from scenarios.load import absolute_study, load
     from tuners.study import Asked
 
     changes = {"trials": trials, "wall_clock_s": _seconds(budget) if budget else None}
-    search = {"tuner": tuner, "seed": seed, "control": control, "transfer": from_ or None}
+    earlier = [absolute_study(name, Path.cwd()) for name in from_ or ()]
+    search = {"tuner": tuner, "seed": seed, "control": control, "transfer": earlier or None}
     wanted = _overridden(load(scenario), budget=changes, search=search)
     asked_otherwise = any(value is not None for value in (*changes.values(), *search.values()))
     _refuse_or_only_look(wanted, resume and asked_otherwise, dry_run, assume_gpus, json=json)

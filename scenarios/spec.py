@@ -135,7 +135,9 @@ class Search(Spec):
         None, description="Search again by this strategy for as many seconds, and tell which found more."
     )
     transfer: tuple[str, ...] = Field(
-        (), description="Run folders, or mlflow:RUN_ID, of earlier studies whose best configurations go first."
+        (),
+        description="Run folders, relative to the scenario file, or mlflow:RUN_ID, of earlier studies whose best "
+        "configurations go first.",
     )
     finalists: Annotated[int, Field(ge=1, le=8)] = 2
     tie: Share = Field(0.02, description="Within this share of the best, fewer changed knobs win.")
