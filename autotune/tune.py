@@ -124,6 +124,7 @@ def _study(subject: "Subject", space: "SearchSpace", watch: "Watch", asked: "Ask
 
     search = subject.scenario.search
     named = search.transfer
+    offered = subject.space()  # a preset is the engine's own, as the defaults are: no narrowing applies to it
     seed_of_control = search.seed + 1  # a stream of its own: `--tuner random --control random` compares two searches
     tuner = plugins.load("tuners", search.tuner)(space, search.seed)
     laboratory = Laboratory(subject, space)
@@ -135,7 +136,7 @@ def _study(subject: "Subject", space: "SearchSpace", watch: "Watch", asked: "Ask
         tuner,
         watch,
         asked,
-        presets={name: space.complete(knobs) for name, knobs in presets(subject.engine).items()},
+        presets={name: offered.complete(knobs) for name, knobs in presets(subject.engine).items()},
         transfer=(lambda start: transferred([_earlier(n, subject.root) for n in named], space, start))
         if named
         else None,
