@@ -217,6 +217,26 @@ def test_a_study_of_another_engine_is_refused_and_other_differences_are_told(ear
     assert transferred([earlier], SPACE, present).notes == ("earlier: another version of the engine",)
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value", "told"),
+    [
+        ("engine", "accelerators", 1, ()),
+        ("engine", "accelerators", 2, ("earlier: another machine",)),
+        ("engine", "version", "1", ("earlier: another engine.version in the scenario",)),
+        ("slo", "ttft", {"percentile": 95.0, "target_ms": 50.0, "times_unloaded": None}, ("earlier: other targets",)),
+        ("slo", "alpha", 0.01, ()),
+        (None, "objective", "latency", ("earlier: another objective",)),
+    ],
+)
+def test_each_difference_to_an_earlier_study_is_told(earlier, section, key, value, told):
+    ledger = earlier / "ledger.jsonl"
+    ledger.write_text(ledger.read_text().replace('"accelerator":null', '"accelerator":"h100"'))
+    present = start_of(earlier)
+    assert present.scenario["engine"]["accelerator"] == "h100"
+    (present.scenario[section] if section else present.scenario)[key] = value
+    assert transferred([earlier], SPACE, present).notes == told
+
+
 def test_a_folder_without_a_study_is_refused(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         transferred([tmp_path], SPACE, None)
