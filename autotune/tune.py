@@ -60,11 +60,12 @@ def tune(
     from harness.load.fleet import Fleet
     from lifecycle.registry.sync import mirror_all
     from reports import html
-    from scenarios.load import load
+    from scenarios.load import absolute_study, load
     from tuners.study import Asked
 
     changes = {"trials": trials, "wall_clock_s": _seconds(budget) if budget else None}
-    search = {"tuner": tuner, "seed": seed, "control": control, "transfer": from_ or None}
+    earlier = [absolute_study(name, Path.cwd()) for name in from_ or ()]
+    search = {"tuner": tuner, "seed": seed, "control": control, "transfer": earlier or None}
     wanted = _overridden(load(scenario), budget=changes, search=search)
     asked_otherwise = any(value is not None for value in (*changes.values(), *search.values()))
     _refuse_or_only_look(wanted, resume and asked_otherwise, dry_run, assume_gpus, json=json)
@@ -123,6 +124,7 @@ def _study(subject: "Subject", space: "SearchSpace", watch: "Watch", asked: "Ask
 
     search = subject.scenario.search
     named = search.transfer
+    offered = subject.space()  # a preset is the engine's own, as the defaults are: no narrowing applies to it
     seed_of_control = search.seed + 1  # a stream of its own: `--tuner random --control random` compares two searches
     tuner = plugins.load("tuners", search.tuner)(space, search.seed)
     laboratory = Laboratory(subject, space)
@@ -134,7 +136,7 @@ def _study(subject: "Subject", space: "SearchSpace", watch: "Watch", asked: "Ask
         tuner,
         watch,
         asked,
-        presets={name: space.complete(knobs) for name, knobs in presets(subject.engine).items()},
+        presets={name: offered.complete(knobs) for name, knobs in presets(subject.engine).items()},
         transfer=(lambda start: transferred([_earlier(n, subject.root) for n in named], space, start))
         if named
         else None,

@@ -126,7 +126,7 @@ def _nearest(path: Path) -> str:
 
 
 def _with_absolute_paths(scenario: Scenario, folder: Path) -> Scenario:
-    """What the file says relative to itself, absolute: the model, JSONL tasks, the engine's interpreter."""
+    """What the file says relative to itself, absolute: model, JSONL tasks, earlier studies, the interpreter."""
     model, engine, quality = scenario.model, scenario.engine, scenario.quality
     if model.path is not None:
         model = model.model_copy(update={"path": _absolute(model.path, folder)})
@@ -137,8 +137,16 @@ def _with_absolute_paths(scenario: Scenario, folder: Path) -> Scenario:
         for t in quality.tasks
     )
     quality = quality.model_copy(update={"tasks": tasks})
-    changed = {"model": model, "engine": engine, "quality": quality, "workload": _workload(scenario.workload, folder)}
+    search = scenario.search
+    search = search.model_copy(update={"transfer": tuple(absolute_study(name, folder) for name in search.transfer)})
+    workload = _workload(scenario.workload, folder)
+    changed = {"model": model, "engine": engine, "quality": quality, "search": search, "workload": workload}
     return scenario.model_copy(update=changed)
+
+
+def absolute_study(name: str, folder: Path) -> str:
+    """An earlier study's run folder, named relative to ``folder``, absolute; what MLflow keeps stays as it is."""
+    return name if name.startswith("mlflow:") else _absolute(name, folder)
 
 
 def _files_of_traffic(workload: Workload, folder: Path) -> Iterator[tuple[KeyPath, str]]:

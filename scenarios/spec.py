@@ -135,7 +135,9 @@ class Search(Spec):
         None, description="Search again by this strategy for as many seconds, and tell which found more."
     )
     transfer: tuple[str, ...] = Field(
-        (), description="Run folders, or mlflow:RUN_ID, of earlier studies whose best configurations go first."
+        (),
+        description="Run folders, relative to the scenario file, or mlflow:RUN_ID, of earlier studies whose best "
+        "configurations go first.",
     )
     finalists: Annotated[int, Field(ge=1, le=8)] = 2
     tie: Share = Field(0.02, description="Within this share of the best, fewer changed knobs win.")
@@ -153,7 +155,9 @@ class Budget(Spec):
     """What may be spent. Seconds are per step; the study's own limit is `wall_clock_s`."""
 
     trials: Count = 8
-    wall_clock_s: Positive | None = None
+    wall_clock_s: Positive | None = Field(
+        None, description="Of all trials together; an attempt that was void and repeated does not count."
+    )
     warmup_s: Annotated[float, Field(ge=0)] = 2.0
     ramp_s: Positive = Field(10.0, description="Length of the ramp that brackets a configuration's capacity.")
     hold_s: Positive = Field(8.0, description="Length of one hold at a constant rate.")

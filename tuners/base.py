@@ -29,7 +29,7 @@ class Trial(Record):
     state: State
     score: float | None
     constraints: dict[str, float]
-    seconds: float  # wall-clock: launch, quality screen and load
+    seconds: float  # wall-clock: launch, quality screen and load; of the attempt that counted, not of void ones
     launch_s: float | None = None  # the part of it until the engine answered; None: it never did
     failure: str | None = None  # failure class
     why: str = ""  # one sentence for people: what became of it

@@ -92,30 +92,39 @@ class Laboratory:
     def trial(
         self, number: int, config: ServingConfig, earlier: Sequence[TrialResult], reference: Reference
     ) -> TrialResult:
-        """Quality first, since it is cheap to fail; then load. An engine that fails is a result, too."""
+        """Quality first, since it is cheap to fail; then load. An engine that fails is a result, too.
+
+        Its seconds are those of the attempt that counts: the tuner is never told of a void one.
+        """
         folder = self._folder(f"{number:03d}")
-        started = self.clock()
-        voided = 0
-        try:
-            result, voided = self._until_not_void(
-                lambda: self._measured(number, config, folder, earlier, reference), folder
-            )
-        except TrialInfeasible as err:
-            plan = self.subject.plan(config)
-            result = TrialResult(
-                trial=infeasible(number, config, err.failure, str(err).splitlines()[0]),
-                folder=self._relative(folder),
-                identity=self.subject.identity(plan),
-                cold_start_s=None,
-                expected_memory_bytes=plan.expected_memory_bytes,
-                capacity=None,
-                runs=(),
-                quality=None,
-                quality_from=None,
-                log_lines=err.log_lines,
-            )
-        timed = result.trial.model_copy(update={"seconds": round(self.clock() - started, 3)})
-        return result.model_copy(update={"trial": timed, "voided": voided})
+        guess_rps = self._guess(config, earlier, reference)
+
+        def attempt() -> TrialResult:
+            started = self.clock()
+            try:
+                result = self._measured(number, config, folder, earlier, reference, guess_rps=guess_rps)
+            except TrialInfeasible as err:
+                result = self._failed(number, config, folder, err)
+            timed = result.trial.model_copy(update={"seconds": round(self.clock() - started, 3)})
+            return result.model_copy(update={"trial": timed})
+
+        result, voided = self._until_not_void(attempt, folder)
+        return result.model_copy(update={"voided": voided})
+
+    def _failed(self, number: int, config: ServingConfig, folder: Path, err: TrialInfeasible) -> TrialResult:
+        plan = self.subject.plan(config)
+        return TrialResult(
+            trial=infeasible(number, config, err.failure, str(err).splitlines()[0]),
+            folder=self._relative(folder),
+            identity=self.subject.identity(plan),
+            cold_start_s=None,
+            expected_memory_bytes=plan.expected_memory_bytes,
+            capacity=None,
+            runs=(),
+            quality=None,
+            quality_from=None,
+            log_lines=err.log_lines,
+        )
 
     def _measured(
         self,
@@ -124,13 +133,15 @@ class Laboratory:
         folder: Path,
         earlier: Sequence[TrialResult],
         reference: Reference,
+        *,
+        guess_rps: float,
     ) -> TrialResult:
         with session(self.subject, config, folder) as s:
             quality, quality_from = self._screen(s, config, earlier, reference, folder)
             evaluation: Evaluation | None = None
             if quality is None or quality.passed:
                 s.warm_up(self._seed(SEED_WARMUP))
-                evaluation = self._evaluate(s, earlier, reference)
+                evaluation = self._evaluate(s, earlier, guess_rps)
             constraints = {"quality": quality.violation if quality else 0.0}
             if evaluation is not None:
                 constraints["slo"] = evaluation.slo_violation
@@ -195,16 +206,20 @@ class Laboratory:
             concurrency=_lanes(s),
         )
 
-    def _evaluate(self, s: Session, earlier: Sequence[TrialResult], reference: Reference) -> Evaluation:
+    def _guess(self, config: ServingConfig, earlier: Sequence[TrialResult], reference: Reference) -> float:
+        """Where a ramp may begin, in requests/s. Asked while no engine runs: a model's fit would disturb it."""
         control = earlier[0] if earlier else None
         if control and control.capacity and control.capacity.rate_rps > 0:
-            guess = control.capacity.rate_rps
+            guess_rps = control.capacity.rate_rps
         else:
             answer_ms = reference.unloaded.metrics["e2e_p50_ms"].value
             assert answer_ms is not None
-            guess = 1000 / answer_ms
-        guess = self.expects([r.trial for r in earlier], s.plan.config) or guess
-        hints = Hints(guess, best_rps=max((r.certain_rps for r in earlier), default=0.0) or None)
+            guess_rps = 1000 / answer_ms
+        return self.expects([r.trial for r in earlier], config) or guess_rps
+
+    def _evaluate(self, s: Session, earlier: Sequence[TrialResult], guess_rps: float) -> Evaluation:
+        control = earlier[0] if earlier else None
+        hints = Hints(guess_rps, best_rps=max((r.certain_rps for r in earlier), default=0.0) or None)
         rate = None
         if self.scenario.objective != "goodput" and self.scenario.workload.arrivals.rate is not None:
             rate = self.asked_rate(control)

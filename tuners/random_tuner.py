@@ -3,14 +3,13 @@
 Knows nothing of scores: it never looks at them.
 """
 
-import itertools
 import random
 
 from scenarios.space import SearchSpace, ServingConfig, Value
 from tuners.base import Possible, Trial, everything
 
 DRAWS = 256  # before a nearly exhausted space is listed instead …
-MOST_LISTED = 20_000  # … as far as that takes seconds
+MOST_LISTED = 20_000  # … if it has no more configurations: a larger one is drawn from for as long
 
 
 class RandomTuner:
@@ -24,13 +23,19 @@ class RandomTuner:
 
 
 def untried(space: SearchSpace, tried: set[str], seed: int | str, possible: Possible) -> ServingConfig | None:
-    """A possible configuration not in ``tried`` (digests), drawn uniformly knob by knob; None: there is none."""
+    """A possible configuration not in ``tried`` (digests), drawn uniformly knob by knob.
+
+    None: there is none; or, in a space too large to list, none among MOST_LISTED draws from all of it.
+    """
     rng = random.Random(seed)
-    for _ in range(DRAWS):
+    listable = space.size() <= MOST_LISTED
+    for _ in range(DRAWS if listable else MOST_LISTED):
         config = _draw(space, rng)
         if config.digest not in tried and possible(config):
             return config
-    left = [config for config in itertools.islice(space.enumerate(), MOST_LISTED) if config.digest not in tried]
+    if not listable:
+        return None
+    left = [config for config in space.enumerate() if config.digest not in tried]
     rng.shuffle(left)
     return next((config for config in left if possible(config)), None)
 

@@ -18,6 +18,8 @@ from typing import Any, Literal
 from harness.measurement import EngineIdentity, Estimate, Host, Measurement, QualityVerdict, Record, Verdict
 from tuners.base import Trial
 
+PRESET = "preset "  # `TrialResult.origin` of a preset begins so, its name follows
+
 
 class Probe(Record):
     """One look at one rate, on the way to a capacity. ``load``, ``misses``: of the worst SLO.
@@ -94,7 +96,7 @@ class Transferred(Record):
 
 class TrialResult(Record):
     trial: Trial
-    origin: str = ""  # who proposed it: "defaults", "preset NAME", "transfer", or the tuner: ""
+    origin: str = ""  # who proposed it: "defaults", "preset NAME", "transfer", "control arm"; the tuner: ""
     folder: str
     identity: EngineIdentity | None
     cold_start_s: float | None
@@ -105,6 +107,11 @@ class TrialResult(Record):
     quality_from: str | None  # folder of the trial whose quality was taken over (same answers by construction)
     log_lines: tuple[str, ...] = ()
     voided: int = 0  # runs that were repeated because the load generator or the host was at fault
+
+    @property
+    def is_control(self) -> bool:
+        """The defaults, or a preset of the engine: measured to compare with, outside the budget."""
+        return self.trial.number == 0 or self.origin.startswith(PRESET)
 
     @property
     def certain_rps(self) -> float:

@@ -25,12 +25,23 @@ from scenarios.space import SearchSpace, ServingConfig
 from scenarios.spec import Scenario
 from tuners import answer, select
 from tuners.base import Trial, Tuner
-from tuners.results import Certification, FinalsRun, Reference, StudyStart, Transferred, TrialResult, Winner
+from tuners.results import (
+    PRESET,
+    Certification,
+    FinalsRun,
+    Reference,
+    StudyStart,
+    Transferred,
+    TrialResult,
+    Winner,
+)
 
 CERTIFY_SHARES = (0.6, 0.45)  # of the capacity: at the capacity itself a P95 promise is a coin toss
 
 ARM = "control arm"
 ARM_TRIALS = 4  # times the budget's trials, at most, in the control arm: its quick failures take few seconds
+
+AFTER_THE_SEARCH = ("finals/0/000", "winner")  # one of them is recorded first once the trials and the arm are done
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -107,6 +118,7 @@ class Study:
         start = _step(ledger, "study", StudyStart, self._start)
         if start.scenario_digest != self.scenario.digest:
             raise UserError(f"{self.root} holds a study of another scenario; choose another --run folder")
+        transferred = self._transferred(ledger, start)  # before minutes are spent: it may name what is not there
         self.observer.note("reference: the defaults at the highest precision")
         reference = _step(ledger, "reference", Reference, self.laboratory.reference)
         self.laboratory.settle(reference)
@@ -114,7 +126,6 @@ class Study:
         self.observer.note(
             "targets: " + ", ".join(f"{t.metric} P{t.percentile:g} <= {t.target_ms:.0f} ms" for t in targets)
         )
-        transferred = self._transferred(ledger, start)
         results = self._search(ledger, reference, transferred)
         if self.control_arm is not None:
             self._control_arm(ledger, results, reference, self.control_arm)
@@ -154,23 +165,35 @@ class Study:
 
     def _search(self, ledger: Ledger, reference: Reference, transferred: Transferred | None) -> list[TrialResult]:
         """The controls, then proposals, until the budget is spent, the goal met or the space tried."""
-        controls = self._controls()
-        most = len(controls) + self.scenario.budget.trials
-        results: list[TrialResult] = []
-        while len(results) < most:
+        results = self._recorded(ledger, "trial", 0)
+        waiting = self._controls(results)
+        most = sum(r.is_control for r in results) + len(waiting) + self.scenario.budget.trials
+        ended = _began(ledger, f"control/{len(results):03d}", *AFTER_THE_SEARCH)
+        while not ended and len(results) < most:
             number = len(results)
-            if number >= len(controls) and (reason := self._enough(results, len(controls))):
+            if not waiting and (reason := self._enough(results)):
                 self.observer.note(reason)
                 break
-            proposed = controls[number] if number < len(controls) else self._propose(results, transferred)
+            proposed = waiting.pop(0) if waiting else self._propose(results, transferred)
             if proposed is None:
-                self.observer.note("every configuration that can be planned has been tried")
+                self.observer.note("no further configuration was found that can be planned")
                 break
             self.observer.progress(number, most)
             self.observer.note(f"trial {number:03d}: {describe(proposed.config, self.space)}")
             results.append(self._trial(ledger, f"trial/{number:03d}", proposed, results, reference))
         self.observer.progress(len(results), len(results))
         return results
+
+    def _recorded(self, ledger: Ledger, kind: str, first: int) -> list[TrialResult]:
+        """The results of ``kind`` in the ledger, as they are there: nobody is asked to propose them again."""
+        found: list[TrialResult] = []
+        while (step := f"{kind}/{first + len(found):03d}") in ledger:
+            result = _step(ledger, step, TrialResult, _never)
+            config = ServingConfig(self.space.engine, result.trial.knobs)
+            self.observer.note(f"{step.replace('/', ' ')}, recorded: {describe(config, self.space)}")
+            self.observer.trial(result)
+            found.append(result)
+        return found
 
     def _transferred(self, ledger: Ledger, start: StudyStart) -> Transferred | None:
         """Read once: a resumed study needs no old folder."""
@@ -181,13 +204,19 @@ class Study:
             self.observer.note(line)
         return found
 
-    def _controls(self) -> list[Proposed]:
-        """The defaults, and the engine's presets as far as they differ and can be planned. Outside the budget."""
+    def _controls(self, results: list[TrialResult]) -> list[Proposed]:
+        """The controls still to be measured; none once something else was. Outside the budget.
+
+        The defaults, and the engine's presets as far as they differ and can be planned.
+        """
+        if not all(r.is_control for r in results):
+            return []
         found = [Proposed(self.space.default(), "defaults")]
         for name, config in self.presets.items():
             if config.digest not in {c.config.digest for c in found} and self._possible(config):
-                found.append(Proposed(config, f"preset {name}"))
-        return found
+                found.append(Proposed(config, f"{PRESET}{name}"))
+        tried = {r.trial.config_digest for r in results}
+        return [c for c in found if c.config.digest not in tried]
 
     def _trial(
         self, ledger: Ledger, step: str, proposed: Proposed, earlier: list[TrialResult], reference: Reference
@@ -205,10 +234,11 @@ class Study:
         self, ledger: Ledger, results: list[TrialResult], reference: Reference, tuner: Tuner
     ) -> list[TrialResult]:
         """The same seconds again by another strategy, which sees the defaults' result and its own, nothing else."""
-        limit_s = sum(r.trial.seconds for r in results[len(self._controls()) :])
+        limit_s = sum(r.trial.seconds for r in results if not r.is_control)
         most = ARM_TRIALS * self.scenario.budget.trials
-        arm: list[TrialResult] = []
-        while len(arm) < most and sum(r.trial.seconds for r in arm) < limit_s:
+        arm = self._recorded(ledger, "control", len(results))
+        ended = _began(ledger, *AFTER_THE_SEARCH)
+        while not ended and len(arm) < most and sum(r.trial.seconds for r in arm) < limit_s:
             number = len(results) + len(arm)
             seen = [results[select.CONTROL], *arm]
             config = tuner.ask([r.trial for r in seen], self._possible)
@@ -218,11 +248,12 @@ class Study:
             arm.append(self._trial(ledger, f"control/{number:03d}", Proposed(config, ARM), seen, reference))
         return arm
 
-    def _enough(self, results: list[TrialResult], controls: int) -> str | None:
+    def _enough(self, results: list[TrialResult]) -> str | None:
         """Why no further trial is needed. From the ledger alone, so that a resumed study stops where it would have."""
         limit_s = self.scenario.budget.wall_clock_s
-        if limit_s is not None and sum(r.trial.seconds for r in results[controls:]) >= limit_s:
-            return f"budget.wall_clock_s is spent after {len(results) - controls} trials"
+        paid = [r.trial.seconds for r in results if not r.is_control]
+        if limit_s is not None and sum(paid) >= limit_s:
+            return f"budget.wall_clock_s is spent after {len(paid)} trials"
         last = results[-1]
         passed = last.trial.feasible and all(run.verdict.outcome == "PASS" for run in last.runs)
         if self.scenario.objective == "meet" and passed:
@@ -327,3 +358,12 @@ def describe(config: ServingConfig, space: SearchSpace) -> str:
 
 def _step(ledger: Ledger, name: str, kind: type[T], work: Callable[[], T]) -> T:
     return kind.model_validate(ledger.once(name, lambda: dump(work())))
+
+
+def _began(ledger: Ledger, *steps: str) -> bool:
+    """Whether the study went on to one of ``steps``: what comes before is then as complete as it will be."""
+    return any(step in ledger for step in steps)
+
+
+def _never() -> TrialResult:
+    raise AssertionError("a recorded step is not worked out again")

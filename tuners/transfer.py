@@ -70,16 +70,27 @@ def _mapped(knobs: dict[str, Value], space: SearchSpace) -> ServingConfig:
 
 
 def _differences(start: StudyStart, present: StudyStart) -> tuple[str, ...]:
+    then, now = start.scenario, present.scenario
     pairs = {
-        "another model": (start.scenario["model"], present.scenario["model"]),
+        "another model": (then["model"], now["model"]),
         "another machine": (_machine(start), _machine(present)),
         "another version of the engine": (start.engine_version, present.engine_version),
-        "another workload": (start.scenario["workload"], present.scenario["workload"]),
+        "another engine.version in the scenario": (then["engine"].get("version"), now["engine"].get("version")),
+        "another workload": (then["workload"], now["workload"]),
+        "other targets": (_targets(start), _targets(present)),
+        "another objective": (then["objective"], now["objective"]),
     }
-    return tuple(name for name, (then, now) in pairs.items() if then != now)
+    return tuple(name for name, (there, here) in pairs.items() if there != here)
 
 
 def _machine(start: StudyStart) -> tuple[object, ...]:
     """Accelerators where there are any, since they set the pace; else the processor."""
-    simulated = start.scenario["engine"].get("accelerator")
-    return (simulated,) if simulated else start.host.gpus or (start.host.cpu, start.host.cores)
+    engine = start.scenario["engine"]
+    if simulated := engine.get("accelerator"):
+        return (simulated, engine.get("accelerators") or 1)
+    return start.host.gpus or (start.host.cpu, start.host.cores)
+
+
+def _targets(start: StudyStart) -> dict[str, object]:
+    """Those of all requests; a class's own are part of the workload."""
+    return {name: promise for name, promise in start.scenario["slo"].items() if name != "alpha"}

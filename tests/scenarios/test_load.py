@@ -99,6 +99,18 @@ def test_relative_paths_are_of_the_file_not_of_the_shell(written, tmp_path, monk
     ]
 
 
+def test_earlier_studies_are_named_relative_to_the_file(written, tmp_path, monkeypatch):
+    file = written(MINIMAL + "search: {transfer: [runs/old, ../other, /abs/third, mlflow:0a1b]}\n")
+    monkeypatch.chdir(tmp_path.parent)
+    scenario = load(file.relative_to(tmp_path.parent))
+    there = (str(tmp_path / "runs/old"), str(tmp_path.parent / "other"), "/abs/third", "mlflow:0a1b")
+    assert scenario.search.transfer == there
+    elsewhere = tmp_path / "run" / "scenario.yaml"
+    elsewhere.parent.mkdir()
+    elsewhere.write_text(dump_yaml(scenario), encoding="utf-8")
+    assert load(elsewhere) == scenario, "a resumed study reads the same"
+
+
 def test_an_interpreter_on_the_path_stays_a_name(written):
     assert load(written(MINIMAL + "engine: {python: python3.12}\n")).engine.python == "python3.12"
 

@@ -53,6 +53,37 @@ def test_presets_cost_no_wall_clock_of_the_budget(tmp_path):
     assert len(results(tmp_path / "run", "trial")) == 3 + 4
 
 
+def dies_then_resumes(root, died_with, resumed_with, *, after, **how):
+    """The results of a study that was killed, and went on with other presets than it began with."""
+    with pytest.raises(KeyboardInterrupt):
+        study(root, more={"presets": died_with}, die_after=after, **how).run()
+    study(root, more={"presets": resumed_with}, **how).run()
+    return results(root, "trial")
+
+
+@pytest.mark.parametrize("budget", [{"trials": 5}, {"wall_clock_s": 45}])
+@pytest.mark.parametrize(("before", "after"), [(PRESETS, {}), ({}, PRESETS)])
+def test_a_resumed_budget_counts_the_controls_that_were_measured(tmp_path, budget, before, after):
+    found = dies_then_resumes(tmp_path / "run", before, after, after=7, asked=scenario(**budget))
+
+    controls = 3 if before else 1
+    assert [r.is_control for r in found] == [True] * controls + [False] * 5
+
+
+def test_the_limit_of_the_arm_counts_the_controls_that_were_measured(tmp_path):
+    root, asked = tmp_path / "run", scenario(trials=4)
+    arm = RandomTuner(SPACE, 1)
+    with pytest.raises(KeyboardInterrupt):
+        study(root, asked=asked, more={"presets": PRESETS, "control_arm": arm}, die_after=8).run()
+    study(root, asked=asked, more={"control_arm": arm}).run()
+    assert seconds(results(root, "control")) == 40.0
+
+
+def test_a_death_between_the_presets_is_resumed_to_all_of_them(tmp_path):
+    found = dies_then_resumes(tmp_path / "run", PRESETS, PRESETS, after=3, asked=scenario(trials=2))
+    assert [r.origin for r in found] == ["defaults", "preset throughput", "preset small", "", ""]
+
+
 def test_an_engine_need_not_declare_presets():
     assert base.presets(object()) == {}
 
@@ -143,6 +174,13 @@ def test_the_best_of_an_earlier_study_are_tried_first(earlier, tmp_path):
     assert found[1].trial.knobs == {"variant": "q8", "slots": 8, "crash": False}, "the best there is"
 
 
+def test_an_earlier_study_that_is_not_there_is_found_before_anything_is_measured(tmp_path):
+    run = with_transfer(tmp_path / "run", [tmp_path / "nowhere"])
+    with pytest.raises(UserError, match="does not exist"):
+        run.run()
+    assert run.laboratory.told == []
+
+
 def test_a_resumed_study_needs_no_old_folder(earlier, tmp_path):
     expected = with_transfer(tmp_path / "whole", [earlier]).run()
     run = with_transfer(tmp_path / "run", [earlier])
@@ -177,6 +215,26 @@ def test_a_study_of_another_engine_is_refused_and_other_differences_are_told(ear
         transferred([earlier], SPACE, elsewhere)
     present = start_of(earlier).model_copy(update={"engine_version": "law 2"})
     assert transferred([earlier], SPACE, present).notes == ("earlier: another version of the engine",)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "told"),
+    [
+        ("engine", "accelerators", 1, ()),
+        ("engine", "accelerators", 2, ("earlier: another machine",)),
+        ("engine", "version", "1", ("earlier: another engine.version in the scenario",)),
+        ("slo", "ttft", {"percentile": 95.0, "target_ms": 50.0, "times_unloaded": None}, ("earlier: other targets",)),
+        ("slo", "alpha", 0.01, ()),
+        (None, "objective", "latency", ("earlier: another objective",)),
+    ],
+)
+def test_each_difference_to_an_earlier_study_is_told(earlier, section, key, value, told):
+    ledger = earlier / "ledger.jsonl"
+    ledger.write_text(ledger.read_text().replace('"accelerator":null', '"accelerator":"h100"'))
+    present = start_of(earlier)
+    assert present.scenario["engine"]["accelerator"] == "h100"
+    (present.scenario[section] if section else present.scenario)[key] = value
+    assert transferred([earlier], SPACE, present).notes == told
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path):

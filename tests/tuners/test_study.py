@@ -12,10 +12,11 @@ import pytest
 from harness.errors import HostDisturbed
 from harness.ledger import read
 from scenarios.errors import UserError
+from tuners.random_tuner import RandomTuner
 from tuners.study import CERTIFY_SHARES
 
 sys.path.insert(0, str(Path(__file__).parent))
-from analytic_study import SPACE, Law, scenario, study
+from analytic_study import SPACE, Law, Silent, scenario, study
 
 
 def test_the_best_that_keeps_its_accuracy_wins(tmp_path):
@@ -60,6 +61,58 @@ def test_a_finished_study_is_only_read(tmp_path):
     expected = study(tmp_path / "run").run()
     again = study(tmp_path / "run", die_after=0)
     assert again.run() == expected
+
+
+class Stubborn:
+    """A tuner that has nothing to propose any more, and says how often it was asked."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def ask(self, history, possible):
+        del history, possible
+        self.asked += 1
+
+
+class Listening(Silent):
+    def __init__(self):
+        self.notes, self.heard = [], []
+
+    def note(self, line):
+        self.notes.append(line)
+
+    def trial(self, result):
+        self.heard.append(result)
+
+
+def test_what_is_recorded_is_not_proposed_again(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        study(tmp_path / "run", die_after=6).run()
+    resumed = study(tmp_path / "run")
+    resumed.tuner, resumed.observer = Stubborn(), Listening()
+    resumed.run()
+    assert [r.trial.number for r in resumed.observer.heard] == [0, 1, 2, 3, 4], "none that was measured is dropped"
+    assert resumed.tuner.asked == 1, "for the first that is not recorded"
+
+
+def test_a_study_whose_search_ended_asks_no_tuner(tmp_path):
+    asked = scenario(trials=100)  # more than the space has
+    arm = RandomTuner(SPACE, 1)
+    expected = study(tmp_path / "run", asked=asked, more={"control_arm": arm}).run()
+    again = study(tmp_path / "run", asked=asked, die_after=0, more={"control_arm": Stubborn()})
+    again.tuner = Stubborn()
+    assert again.run() == expected
+    assert (again.tuner.asked, again.control_arm.asked) == (0, 0)
+
+
+def test_the_note_of_a_recorded_trial_tells_what_was_recorded(tmp_path):
+    first, again = study(tmp_path / "run"), study(tmp_path / "run")
+    first.observer, again.observer = Listening(), Listening()
+    first.run()
+    again.tuner = RandomTuner(SPACE, 5)
+    again.run()
+    told = [n.replace(", recorded", "") for n in again.observer.notes if n.startswith("trial")]
+    assert told == [n for n in first.observer.notes if n.startswith("trial")]
 
 
 def test_keep_the_defaults_when_nothing_is_better(tmp_path):

@@ -1,0 +1,54 @@
+"""What `autotune tune` makes of its options before anything is measured."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from autotune import tune as command
+from autotune.cli import app
+from scenarios.load import CATALOG
+from tuners.study import Asked
+
+sys.path.insert(0, str(Path(__file__).parent))
+from analytic_study import SPACE, Silent, scenario
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The scenario that a command line asks for."""
+
+    def asked_by(*arguments):
+        kept = []
+
+        def keep(wanted, *_, **__):
+            kept.append(wanted)
+            raise typer.Exit
+
+        monkeypatch.setattr(command, "_refuse_or_only_look", keep)
+        CliRunner().invoke(app, ["tune", *map(str, arguments)], catch_exceptions=False)
+        return kept[0]
+
+    return asked_by
+
+
+def test_from_is_relative_to_where_the_command_is_given(asked, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "below" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text((CATALOG / "quickstart.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    wanted = asked(file, "--from", "runs/old", "--from", "/abs/old", "--from", "mlflow:0a1b")
+    assert wanted.search.transfer == (str(Path.cwd() / "runs/old"), "/abs/old", "mlflow:0a1b")
+    assert asked(file).search.transfer == ()
+
+
+def test_a_preset_may_have_values_that_the_scenario_left_out(tmp_path):
+    engine = SimpleNamespace(presets={"throughput": {"slots": 8}})
+    subject = SimpleNamespace(scenario=scenario(), engine=engine, space=lambda: SPACE, root=tmp_path)
+    narrowed = SPACE.narrowed({"slots": (1, 2)})
+    study = command._study(subject, narrowed, Silent(), Asked("law.yaml", "autotune tune law"))
+    assert study.presets == {"throughput": SPACE.complete({"slots": 8})}
+    assert study.space == narrowed
