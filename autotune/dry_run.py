@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 SAMPLE = 300  # configurations that are planned to see how many cannot be
-LAUNCH_S = {"llamacpp": 2.0, "vllm": 90.0, "vllm-cpu": 60.0}  # with compiled kernels in the cache
+LAUNCH_S = {"llamacpp": 2.0, "simulated": 2.0, "vllm": 90.0, "vllm-cpu": 60.0}  # with compiled kernels in the cache
 OTHER_LAUNCH_S = 30.0
 
 
@@ -61,7 +61,7 @@ def _look(scenario: "Scenario", assume_gpus: str | None) -> Told:
         try:
             engine.plan(scenario.engine, model, config, host)
         except ConfigurationImpossible as refused:
-            reason = re.sub(r"[\d.,]+", "…", str(refused).split(";", maxsplit=1)[0])
+            reason = re.sub(r"\d[\d.,]*\d|\d", "…", str(refused).split(";", maxsplit=1)[0])
             refusals[reason] = refusals.get(reason, 0) + 1
     launch_s = LAUNCH_S.get(scenario.engine.name, OTHER_LAUNCH_S)
     document = {
@@ -117,7 +117,7 @@ def _print(scenario: "Scenario", told: Told) -> None:
     for name, choices in document["knobs"].items():
         plan.add_row(f"  {name}", escape(", ".join(str(choice).lower() for choice in choices)))
     impossible = sum(told.refusals.values())
-    plan.add_row("cannot be planned", f"{impossible} of {SAMPLE} drawn at random")
+    plan.add_row("cannot be planned", f"{impossible} of {SAMPLE} drawn at random: these are never launched")
     for reason, count in sorted(told.refusals.items(), key=lambda item: -item[1])[:3]:
         plan.add_row("", escape(f"{count}: {reason}"))
     plan.add_row("memory of the defaults", escape(control["memory"]))
@@ -129,13 +129,16 @@ def _print(scenario: "Scenario", told: Told) -> None:
     for notice in control["notices"]:
         out.print(notice, markup=False, soft_wrap=True)
     time = table("\nTime, at most", "part", "launches", "minutes")
-    for part in document["parts"]:
+    for part in (p for p in document["parts"] if p["launches"]):
         time.add_row(part["name"], str(part["launches"]), f"{part['seconds'] / 60:.1f}")
     time.add_row("all", str(document["launches"]), f"{document['seconds_at_most'] / 60:.1f}")
     out.print(time)
     out.print(
-        f"[dim]a launch is taken to last {document['launch_s_assumed']:g} s; quality questions come on top; "
-        "what cannot win is ended early[/]",
+        f"[dim]Each launch is taken to last {document['launch_s_assumed']:g} s. Answering quality questions is not "
+        "included. Usually it is less: what cannot win is ended early.[/]",
         soft_wrap=True,
     )
-    next_step("the same command without --dry-run")
+    if document["gpus_assumed"]:
+        next_step("on a machine with these GPUs, the same command without --dry-run and --assume-gpus")
+    else:
+        next_step("the same command without --dry-run")

@@ -33,7 +33,9 @@ def tune(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest unfinished run.")] = False,
     trials: Annotated[int | None, typer.Option(help="Instead of budget.trials.", min=1)] = None,
     budget: Annotated[str | None, typer.Option(help="Wall-clock limit of the search, e.g. 90s, 20m, 2h.")] = None,
-    tuner: Annotated[str | None, typer.Option(help="Instead of search.tuner: gp, tpe, random …")] = None,
+    tuner: Annotated[
+        str | None, typer.Option(help="Instead of search.tuner: gp, staged, tpe, cma, random, grid …")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of search.seed.", min=0)] = None,
     control: Annotated[
         str | None, typer.Option(help="random: search again at random for as many seconds, to compare with.")
@@ -55,11 +57,13 @@ def tune(
     json: JsonOption = False,
 ) -> None:
     """Find the serving configuration that gives the most under the scenario's targets, and prove it."""
+    from autotune import dry_run as dry_runs
     from autotune.live import Watch
     from harness.bench import prepare
     from harness.load.fleet import Fleet
     from lifecycle.registry.sync import mirror_all
     from reports import html
+    from scenarios.errors import UserError
     from scenarios.load import absolute_study, load
     from tuners.study import Asked
 
@@ -68,7 +72,18 @@ def tune(
     search = {"tuner": tuner, "seed": seed, "control": control, "transfer": earlier or None}
     wanted = _overridden(load(scenario), budget=changes, search=search)
     asked_otherwise = any(value is not None for value in (*changes.values(), *search.values()))
-    _refuse_or_only_look(wanted, resume and asked_otherwise, dry_run, assume_gpus, json=json)
+    if resume and asked_otherwise:
+        raise UserError(
+            "--resume takes no --trials, --budget, --tuner, --seed, --control or --from: it goes on as the study was "
+            "asked for. Leave them out, or begin anew without --resume"
+        )
+    trackers = (tracker or ["mlflow"]) if track else []
+    _find_plugins(wanted, trackers, resume=resume)
+    if dry_run:
+        dry_runs.show(wanted, assume_gpus, json=json)
+        raise typer.Exit
+    if assume_gpus is not None:
+        raise UserError("--assume-gpus has a meaning only with --dry-run")
     folder = study_folder(run, wanted.name, resume=resume)
     if resume and (folder / "scenario.yaml").exists():
         wanted = load(folder / "scenario.yaml")  # as it was asked when the study began
@@ -84,9 +99,9 @@ def tune(
             watch.begin("report", None)
             page = html.write(folder)
             mirrors = []
-            if track:
+            if trackers:
                 watch.begin("record", None)
-                mirrors = mirror_all(folder, tracker or ["mlflow"])
+                mirrors = mirror_all(folder, trackers)
     except KeyboardInterrupt:
         err.print(f"\nstopped. Everything finished is kept in {folder}; go on with:", soft_wrap=True)
         err.print(f"  autotune tune {shlex.quote(scenario)} --run {shlex.quote(str(folder))} --resume", soft_wrap=True)
@@ -154,23 +169,19 @@ def _earlier(name: str, root: Path) -> Path:
     return ledger_from(run_id, root / "earlier" / run_id).parent
 
 
-def _refuse_or_only_look(
-    wanted: "Scenario", resumed_otherwise: bool, dry_run: bool, assume_gpus: str | None, *, json: bool
-) -> None:
-    """Options that contradict each other; and --dry-run, which ends here."""
-    from autotune import dry_run as dry_runs
+def _find_plugins(wanted: "Scenario", trackers: "Sequence[str]", *, resume: bool) -> None:
+    """Everything that is named must be there before anything is begun."""
+    from harness import plugins
     from scenarios.errors import UserError
 
-    if resumed_otherwise:
-        raise UserError(
-            "--resume goes on as the study was asked for: leave --trials, --budget, --tuner, --seed, --control and "
-            "--from away"
-        )
-    if dry_run:
-        dry_runs.show(wanted, assume_gpus, json=json)
-        raise typer.Exit
-    if assume_gpus is not None:
-        raise UserError("--assume-gpus has a meaning only with --dry-run")
+    plugins.load("tuners", wanted.search.tuner)
+    for name in trackers:
+        plugins.load("trackers", name)
+    for name in wanted.search.transfer if not resume else ():
+        if not name.startswith("mlflow:") and not (Path(name) / "ledger.jsonl").exists():
+            raise UserError(
+                f"{name} holds no study to learn from: name a run folder, such as runs/chat, or mlflow:RUN_ID"
+            )
 
 
 def _check(space: "SearchSpace", watch: "Watch") -> None:
@@ -189,6 +200,8 @@ def _overridden(scenario: "Scenario", **sections: Mapping[str, object]) -> "Scen
 
     from scenarios.errors import UserError
 
+    if (control := sections["search"].get("control")) not in (None, "random"):
+        raise UserError(f"--control must be random, got {control}")
     document = scenario.to_dict()
     for section, values in sections.items():
         document[section].update({k: v for k, v in values.items() if v is not None})

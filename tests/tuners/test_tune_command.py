@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from autotune import tune as command
 from autotune.cli import app
+from scenarios.errors import UserError
 from scenarios.load import CATALOG
 from tuners.study import Asked
 
@@ -28,7 +29,7 @@ def asked(monkeypatch):
             kept.append(wanted)
             raise typer.Exit
 
-        monkeypatch.setattr(command, "_refuse_or_only_look", keep)
+        monkeypatch.setattr(command, "_find_plugins", keep)
         CliRunner().invoke(app, ["tune", *map(str, arguments)], catch_exceptions=False)
         return kept[0]
 
@@ -52,3 +53,19 @@ def test_a_preset_may_have_values_that_the_scenario_left_out(tmp_path):
     study = command._study(subject, narrowed, Silent(), Asked("law.yaml", "autotune tune law"))
     assert study.presets == {"throughput": SPACE.complete({"slots": 8})}
     assert study.space == narrowed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--tuner", "foo"), "unknown tuner `foo`"),
+        (("--tracker", "foo"), "unknown tracker `foo`"),
+        (("--from", "nowhere"), "holds no study to learn from"),
+        (("--control", "foo"), "--control must be random, got foo"),
+    ],
+)
+def test_what_is_named_must_be_there_before_anything_is_begun(tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=said):
+        CliRunner().invoke(app, ["tune", "quickstart", *arguments], catch_exceptions=False)
+    assert not list(tmp_path.iterdir())
