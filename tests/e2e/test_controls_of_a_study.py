@@ -29,7 +29,7 @@ slo:
   ttft: {target_ms: TARGET}
 search:
   tuner: gp
-  knobs: {max_num_seqs: [4, 8, 16, 32], max_num_batched_tokens: [512, 1024, 2048]}
+  knobs: {max_num_seqs: [8, 16, 32], gpu_memory_utilization: [0.9, 0.95]}
   finalists: 1
 budget: {trials: 2, warmup_s: 0.5, ramp_s: 3, hold_s: 2, holds: 1, finalist_blocks: 2, certify_s: 4}
 """

@@ -9,8 +9,8 @@ import pytest
 from scipy.stats import norm
 
 from scenarios.space import Knob, SearchSpace
-from tuners.base import Trial
-from tuners.gp_tuner import Cost, GpTuner, Models, log_improvement
+from tuners.base import Trial, everything
+from tuners.gp_tuner import COVER_TRIALS, Cost, GpTuner, Models, log_improvement
 from tuners.lattice import Lattice
 from tuners.recall import recalled
 from tuners.staged_tuner import STAGES, StagedTuner
@@ -26,6 +26,10 @@ FLAT = SearchSpace(
         Knob("cache", (True, False), True, "memory", ""),
     ),
 )
+
+
+def whole(rows):
+    return np.ones(len(rows), dtype=bool)
 
 
 def tried(config, number, *, score=1.0, seconds=100.0, state="complete", constraints=None):
@@ -70,8 +74,27 @@ def test_where_nothing_holds_it_goes_where_least_is_missed():
         tried(FLAT.complete({"seats": n, "graph": g, "cache": g != "c"}), i, score=0.0, constraints={"slo": v})
         for i, (n, g, v) in enumerate(((4, "a", 0.6), (16, "a", 1.0), (8, "b", 0.9), (2, "b", 0.3), (2, "c", 0.3)))
     ]
-    asked = [GpTuner(FLAT, seed).ask(history).knobs["seats"] for seed in range(5)]
+    asked = [GpTuner(FLAT, seed).best_of(history, everything, whole).knobs["seats"] for seed in range(5)]
     assert asked == [1] * 5
+
+
+def test_every_value_without_order_is_launched_once_before_the_model_decides():
+    tuner, history = GpTuner(FLAT, 0), [tried(FLAT.default(), 0)]
+    while len({t.knobs["graph"] for t in history}) < 3 or len({t.knobs["cache"] for t in history}) < 2:
+        history.append(tried(tuner.ask(history), len(history)))
+        assert len(history) <= 1 + 2, "two launches show both other graphs, and the cache off"
+
+
+def test_a_value_whose_launch_died_is_launched_again_elsewhere_but_not_for_ever():
+    history = [tried(FLAT.default(), 0)]
+    for number in range(1, COVER_TRIALS + 1):
+        config = GpTuner(FLAT, 0).ask(history)
+        dead = config.knobs["graph"] == "c"
+        state, score = ("infeasible", None) if dead else ("complete", 1.0)
+        constraints = {"engine": 1.0} if dead else None
+        history.append(tried(config, number, score=score, state=state, constraints=constraints))
+    assert sum(t.knobs["graph"] == "c" for t in history) >= 2
+    assert GpTuner(FLAT, 0).ask([*history, *history[1:2]]) is not None
 
 
 def test_it_begins_by_launching_every_value_that_has_no_order():
