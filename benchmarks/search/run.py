@@ -78,7 +78,7 @@ def recorded_cells(seed: int, arms: Sequence[str], hours: float) -> list[tuple[s
 
 def _cell(told: Course, begun_s: float) -> dict[str, Any]:
     cell = asdict(told)
-    steps = [[s["launches"], s["seconds"], s["regret"]] for s in cell.pop("steps")]
+    steps = [[s["launches"], s["seconds"], s["regret"], s["pick"]] for s in cell.pop("steps")]
     return {**cell, "cpu_s": round(time.process_time() - begun_s, 2), "steps": steps}
 
 
