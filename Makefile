@@ -62,9 +62,10 @@ bench-capacity: $(VENV)/dev.stamp  ## the capacity search on queues of known cap
 bench-simulated: $(VENV)/dev.stamp  ## the simulated engine in virtual time: requests per second, with and without numba
 	$(BIN)/python benchmarks/simulated.py
 
-bench-search: $(VENV)/dev.stamp  ## the search against its controls, on simulated worlds of known optimum (an hour; goes on)
+bench-search: $(VENV)/dev.stamp  ## the search against its controls, where the optimum is known (hours; goes on)
 	PYTHONPATH=benchmarks $(BIN)/python -m search.truth
 	PYTHONPATH=benchmarks $(BIN)/python -m search.run --jobs 2
+	PYTHONPATH=benchmarks $(BIN)/python -m search.claims --jobs 2
 
 lock: $(VENV)/dev.stamp  ## write constraints.txt from the versions that are installed
 	$(PIP) freeze --exclude-editable | grep -v '^-e\|@ file' > constraints.txt
