@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup quickstart test check fmt docs bench bench-load bench-aa bench-capacity bench-simulated calibrate lock clean help
+.PHONY: setup quickstart test check fmt docs bench bench-load bench-aa bench-capacity bench-search bench-simulated calibrate lock clean help
 
 help:            ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
