@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup quickstart test test-engines check fmt docs bench bench-load bench-aa bench-capacity bench-simulated calibrate lock clean help
+.PHONY: setup quickstart test test-engines check fmt docs bench bench-load bench-aa bench-capacity bench-search bench-simulated calibrate lock clean help
 
 help:            ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -68,9 +68,10 @@ bench-capacity: $(VENV)/dev.stamp  ## the capacity search on queues of known cap
 bench-simulated: $(VENV)/dev.stamp  ## the simulated engine in virtual time: requests per second, with and without numba
 	$(BIN)/python benchmarks/simulated.py
 
-bench-search: $(VENV)/dev.stamp  ## the search against its controls, on simulated worlds of known optimum (an hour; goes on)
+bench-search: $(VENV)/dev.stamp  ## the search against its controls, where the optimum is known (hours; goes on)
 	PYTHONPATH=benchmarks $(BIN)/python -m search.truth
 	PYTHONPATH=benchmarks $(BIN)/python -m search.run --jobs 2
+	PYTHONPATH=benchmarks $(BIN)/python -m search.claims --jobs 2
 
 lock: $(VENV)/dev.stamp  ## write constraints.txt from the versions that are installed
 	$(PIP) freeze --exclude-editable | grep -v '^-e\|@ file' > constraints.txt

@@ -122,23 +122,16 @@ def _fast_folder() -> str | None:
 _PEERS = ("search.peers",)
 _RANDOM = ("tuners.random_tuner",)
 _TPE = ("tuners.optuna_tuner",)
-_GP = ("tuners.gp_tuner", "tuners.gaussian_process", "tuners.lattice", "tuners.recall")
-_STAGED = (*_GP, "tuners.staged_tuner")
+GP_MODULES = ("tuners.gp_tuner", "tuners.gaussian_process", "tuners.lattice", "tuners.recall")
+_STAGED = (*GP_MODULES, "tuners.staged_tuner")
 
 _ARMS = (
     Arm("vllm grid", vllm_grid, "vLLM's auto_tune.sh: two knobs, rates lowered until the targets hold", _PEERS),
     Arm("plain tpe", plain_tpe, "Optuna's TPE, failures told as FAIL, no planner, no racing, bisection", _PEERS),
     Arm("random", StudyArm("random"), "uniform random in our laboratory: same planner, estimate, racing", _RANDOM),
     Arm("tpe", StudyArm("tpe"), "our laboratory with multivariate TPE, constraints graded", _TPE),
-    Arm("gp", StudyArm("gp"), "our laboratory with Gaussian processes over score, constraints and seconds", _GP),
+    Arm("gp", StudyArm("gp"), "our laboratory with Gaussian processes over score, constraints and seconds", GP_MODULES),
     Arm("staged", StudyArm("staged"), "the same in stages", _STAGED),
 )
 ARMS = {arm.name: arm for arm in _ARMS}
 OURS = "gp"  # what `search.tuner` is where a scenario does not say
-
-_ABLATIONS = (
-    Arm("no racing", StudyArm(OURS, Rules(racing=False)), "every configuration gets all its holds", _GP),
-    Arm("no planner", StudyArm(OURS, Rules(planner=False)), "what cannot be planned is launched, and dies", _GP),
-    Arm("no guess", StudyArm(OURS, Rules(guess=False)), "ramps begin near the default's capacity", _GP),
-)
-ABLATIONS = {arm.name: arm for arm in _ABLATIONS}

@@ -31,6 +31,7 @@ class Step:
     launches: int
     seconds: float
     regret: float
+    pick: str = ""  # its short digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def course(search: Search, truths: Mapping[str, float], until_s: float) -> Cours
     launches = search.launches
     optimum = max(truths.values())
     best, pick = launches[0].score or 0.0, launches[0].digest
-    steps = [Step(0, 0.0, round(1 - truths.get(pick, 0.0) / optimum, 4))]
+    steps = [Step(0, 0.0, round(1 - truths.get(pick, 0.0) / optimum, 4), pick)]
     counted = [launch for launch in launches[1:] if launch.ended_s <= until_s]
     for n, launch in enumerate(counted, 1):
         before = pick
@@ -95,7 +96,7 @@ def course(search: Search, truths: Mapping[str, float], until_s: float) -> Cours
         if launch.pick is not None:
             pick = launch.pick
         if pick != before:
-            steps.append(Step(n, round(launch.ended_s, 1), round(1 - truths.get(pick, 0.0) / optimum, 4)))
+            steps.append(Step(n, round(launch.ended_s, 1), round(1 - truths.get(pick, 0.0) / optimum, 4), pick))
     seconds = counted[-1].ended_s if counted else 0.0
     return Course(
         steps=tuple(steps),

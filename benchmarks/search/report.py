@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from search import plot
-from search.arms import ABLATIONS, ARMS, OURS
+from search.ablations import ABLATIONS
+from search.arms import ARMS, OURS
 from search.courses import Course
 from search.regret import (
     ALPHA,

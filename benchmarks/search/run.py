@@ -20,13 +20,14 @@ from typing import Any
 
 from scenarios.space import digest
 from search import recorded, report, truth
-from search.arms import ABLATIONS, ARMS
+from search.ablations import ABLATIONS
+from search.arms import ARMS
 from search.courses import Course, Step, course
 from search.prober import Memory
 from search.worlds import BUDGETS, HOURS, world
 
 RESULTS = Path(__file__).parents[1] / "results"
-SEEDS, ABLATION_SEEDS, QUICK_SEEDS = 50, 20, 2
+SEEDS, ABLATION_SEEDS, QUICK_SEEDS = 50, 10, 2
 QUICK_SHARE = 0.15  # of the hours
 SECONDS_PER_HOUR = 3600.0
 
@@ -77,7 +78,7 @@ def recorded_cells(seed: int, arms: Sequence[str], hours: float) -> list[tuple[s
 
 def _cell(told: Course, begun_s: float) -> dict[str, Any]:
     cell = asdict(told)
-    steps = [[s["launches"], s["seconds"], s["regret"]] for s in cell.pop("steps")]
+    steps = [[s["launches"], s["seconds"], s["regret"], s["pick"]] for s in cell.pop("steps")]
     return {**cell, "cpu_s": round(time.process_time() - begun_s, 2), "steps": steps}
 
 

@@ -1,6 +1,7 @@
 """The search benchmark: its arithmetic against answers by hand, its laboratory against the truth it is judged by."""
 
 import math
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from scipy import stats
 
 from harness.engines.simulated.compiled import IS_COMPILED
 from harness.errors import ConfigurationImpossible
-from search import report, run, truth
+from search import claims, recorded, report, run, truth
+from search.ablations import WithoutCover, WithoutFailures, WithoutSeconds
 from search.arms import ARMS, StudyArm
 from search.courses import Course, Launch, Search, Step, course
 from search.laboratory import Rules, VirtualLaboratory
@@ -18,6 +20,7 @@ from search.prober import Memory, VirtualProber
 from search.regret import binomial_upper, compared, holm, median, time_to
 from search.traffic import Traffic
 from search.worlds import NAMES, world
+from tuners.base import Trial
 
 TRUTHS = {"d": 5.0, "a": 8.0, "b": 10.0, "c": 9.6}
 needs_numba = pytest.mark.skipif(not IS_COMPILED, reason="minutes without numba (extra `simulate`)")
@@ -267,3 +270,57 @@ def test_a_search_that_is_better_is_said_to_be_and_one_that_is_not_is_not():
     assert "better than random at equal wall-clock, p < 0.01 after Holm, in 1 of 2 (chat)" in lines[1]
     assert "significantly worse than random in 1 of 2 (rag)" in lines[2]
     assert "simulated" in report.markdown(rows)
+
+
+# -- claims, ablations and the recorded table ------------------------------------------------------------
+
+
+def test_a_world_at_its_best_has_its_optimum_as_defaults():
+    for name in NAMES:
+        at = claims.at_its_best(name)
+        told = truth.read()[name]
+        assert dict(at.space.default().knobs) == told["best"]
+        assert told["capacity_rps"][at.space.default().short] == max(told["capacity_rps"].values())
+
+
+@needs_numba
+@pytest.mark.parametrize("name", ["chat", "agents", "batch"])
+def test_the_kept_truths_are_those_of_the_law_as_it_is(name):
+    at, kept = world(name), truth.read()[name]["capacity_rps"]
+    configs = {c.short: c for c in at.configurations()}
+    assert configs.keys() == kept.keys()
+    one = truth.PASSES[name in truth.SLOW_TO_SETTLE]
+    worthy = sorted(short for short, rate in kept.items() if rate > 0.6 * max(kept.values()))
+    for short in worthy[:3]:
+        holding = truth._holding(at, configs[short], Traffic(at.scenario.workload, truth.SEED), one.requests)
+        assert truth.capacity_rps(holding, kept[short], 1.05) == pytest.approx(kept[short], rel=0.12)
+
+
+def test_an_ablation_asks_for_what_ours_does_not_and_never_twice():
+    at = world("chat").space
+    history = [Trial(number=0, knobs=dict(at.default().knobs), config_digest=at.default().digest, state="complete",
+                     score=1.0, constraints={}, seconds=100.0)]  # fmt: skip
+    for name, without in {"failures": WithoutFailures, "cover": WithoutCover, "seconds": WithoutSeconds}.items():
+        told = list(history)
+        for number in range(1, 5):
+            config = without(at, 1).ask(told)
+            assert config.digest not in {t.config_digest for t in told}, name
+            died = number % 2
+            told.append(Trial(
+                number=number, knobs=dict(config.knobs), config_digest=config.digest, seconds=50.0,
+                state="infeasible" if died else "complete", score=None if died else 1.0,
+                constraints={"engine": 1.0} if died else {},
+            ))  # fmt: skip
+
+
+def test_the_recorded_table_is_replayed_around_what_was_measured():
+    at = recorded.table()
+    entry = next(e for e in at.entries.values() if e.feasible)
+    rng = random.Random(1)
+    drawn = [math.log(at.trial(1, entry.config, rng).score / entry.score) for _ in range(300)]
+    assert np.mean(drawn) == pytest.approx(0.0, abs=3 * at.spread / math.sqrt(300))
+    assert np.std(drawn) == pytest.approx(at.spread, rel=0.15)
+    assert all(row["state"] != "void" for row in at.document["rows"]) or len(at.entries) < at.space.size()
+    broken = next(e for e in at.entries.values() if not e.feasible)
+    assert broken.config.short not in at.truths
+    assert not at.trial(1, broken.config, rng).feasible
