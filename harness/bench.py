@@ -24,7 +24,7 @@ from harness.ledger import unusable
 from harness.load import payload
 from harness.load.driver import drive
 from harness.load.fleet import ALONE, Fleet, is_loopback
-from harness.load.records import LiveCounters, LoadPlan, LoadResult, PlannedRequest
+from harness.load.records import LiveCounters, LoadPlan, LoadResult
 from harness.measurement import EngineIdentity, Measurement, RunKind, Verdict
 from harness.meters import HostMeters, is_here
 from harness.models.store import resolve
@@ -308,28 +308,7 @@ class Session:
             timeout_ns=round(workload.timeout_s * NS),
             drain_ns=round(drain_s * NS),
             hang_ns=round(self._hang_s() * NS),
-            requests=tuple(
-                PlannedRequest(
-                    index=r.index,
-                    t_int_ns=r.t_int_ns,
-                    body=payload.encode(
-                        workload,
-                        r.messages,
-                        r.output_tokens,
-                        model=endpoint.served_model,
-                        extras=endpoint.request_extras,
-                        traffic_class=r.traffic_class,
-                    ),
-                    prompt_tokens_asked=r.prompt_tokens,
-                    output_tokens_asked=r.output_tokens,
-                    traffic_class=r.traffic_class,
-                    session=r.session,
-                    turn=r.turn,
-                    after=r.after,
-                    think_ns=r.think_ns,
-                )
-                for r in schedule.requests
-            ),
+            requests=payload.planned(workload, schedule, endpoint.served_model, endpoint.request_extras),
             slo_ms={t.metric: t.target_ms for t in self.subject.targets},
             stop_after_misses=dict(stop_after_misses or {}),
             misses_from_ns=round(misses_from_s * NS),

@@ -45,6 +45,21 @@ class Trial(Record):
         return self.state == "complete" and all(v <= 0 for v in self.constraints.values())
 
 
+def infeasible(number: int, config: ServingConfig, failure: str, why: str) -> Trial:
+    """A configuration that did not run, as the tuner is told of it."""
+    return Trial(
+        number=number,
+        knobs=dict(config.knobs),
+        config_digest=config.digest,
+        state="infeasible",
+        score=None,
+        constraints={"engine": 1.0},
+        seconds=0.0,
+        failure=failure,
+        why=why,
+    )
+
+
 Possible = Callable[[ServingConfig], bool]
 
 

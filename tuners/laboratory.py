@@ -20,7 +20,7 @@ from harness.quality.runner import ReferenceAnswers, judge_quality, reference_an
 from scenarios.errors import UserError
 from scenarios.space import SearchSpace, ServingConfig
 from scenarios.spec import Scenario
-from tuners.base import Trial
+from tuners.base import Trial, infeasible
 from tuners.evaluate import Evaluation, Hints, evaluate, recorded_run
 from tuners.results import Certification, FinalsRun, Reference, Run, TrialResult
 from tuners.settle import build_words, median_ms, resolve_targets, resolved
@@ -347,21 +347,6 @@ class Laboratory:
         raise type(last)(
             f"{folder}: void {attempts} times in a row: {last}. Nothing recorded is lost: go on with --resume"
         ) from last
-
-
-def infeasible(number: int, config: ServingConfig, failure: str, why: str) -> Trial:
-    """A configuration that did not run, as the tuner is told of it."""
-    return Trial(
-        number=number,
-        knobs=dict(config.knobs),
-        config_digest=config.digest,
-        state="infeasible",
-        score=None,
-        constraints={"engine": 1.0},
-        seconds=0.0,
-        failure=failure,
-        why=why,
-    )
 
 
 def _lanes(s: Session) -> int:

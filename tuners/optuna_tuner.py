@@ -12,7 +12,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
 from scenarios.space import Knob, SearchSpace, ServingConfig, Value
-from tuners.base import Possible, Trial, everything
+from tuners.base import Possible, Trial, everything, infeasible
 from tuners.lattice import ordered
 from tuners.random_tuner import untried
 from tuners.recall import recalled
@@ -39,7 +39,7 @@ class OptunaTuner:
                 continue
             if possible(config):
                 return config
-            known.append(_impossible(len(known), config))
+            known.append(infeasible(len(known), config, "impossible", "its plan rules it out"))  # for this ask alone
         return untried(self.space, tried, derived(self.seed, len(history), ATTEMPTS), possible)
 
     def _study(self, history: list[Trial], seed: int) -> optuna.Study:
@@ -80,19 +80,6 @@ class OptunaTuner:
             else:
                 values[knob.name] = cast("Value", trial.suggest_categorical(knob.name, knob.choices))
         return ServingConfig(self.space.engine, values)
-
-
-def _impossible(number: int, config: ServingConfig) -> Trial:
-    """A configuration that its plan ruled out, told like one that did not start, for this ask alone."""
-    return Trial(
-        number=number,
-        knobs=dict(config.knobs),
-        config_digest=config.digest,
-        state="infeasible",
-        score=None,
-        constraints={"engine": 1.0},
-        seconds=0.0,
-    )
 
 
 def _distribution(knob: Knob) -> BaseDistribution:

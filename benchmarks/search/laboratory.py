@@ -19,8 +19,8 @@ from scenarios.space import ServingConfig
 from search.prober import Memory, VirtualProber
 from search.worlds import World
 from tuners import capacity
-from tuners.base import Trial
-from tuners.laboratory import SEED_FINALS, SEEDS_PER_WORKLOAD_SEED, infeasible
+from tuners.base import Trial, infeasible
+from tuners.laboratory import SEED_FINALS, SEEDS_PER_WORKLOAD_SEED
 from tuners.results import Capacity, Certification, FinalsRun, Reference, TrialResult
 
 Expects = Callable[[Sequence[Trial], ServingConfig], float | None]
@@ -151,9 +151,9 @@ class VirtualLaboratory:
         found, _ = self.estimate(config, seed, guess_rps, near=bool(trial.score))
         return blank.model_copy(update={"score": found.rate_rps, "capacity": found})
 
-    def full_quality(self, trial: Trial, reference: Reference) -> QualityVerdict:
-        """Never asked: no scenario here has a quality task."""
-        raise NotImplementedError
+    def full_quality(self, trial: Trial, reference: Reference) -> QualityVerdict:  # noqa: ARG002 - the contract's shape
+        """No scenario here has a quality task, so a study never asks."""
+        raise AssertionError(f"trial {trial.number}: quality was asked of {self.world.scenario.name}")
 
     def certify(self, trial: Trial, rate_rps: float, attempt: int) -> Certification:  # noqa: ARG002 - the contract's shape
         """Nothing is deployed here."""

@@ -1,4 +1,4 @@
-"""The exact bytes of a request's body, in the words of the OpenAI API: the same request, the same bytes.
+"""A schedule as the exact bytes to be sent, in the words of the OpenAI API: the same request, the same bytes.
 
 Knows nothing of when or how they are sent.
 """
@@ -6,9 +6,34 @@ Knows nothing of when or how they are sent.
 import json
 from collections.abc import Mapping, Sequence
 
+from harness.load.records import PlannedRequest
 from scenarios.traffic import Workload
+from scenarios.workload import Schedule
 
 ROLES = ("user", "assistant")
+
+
+def planned(
+    workload: Workload, schedule: Schedule, model: str, extras: Mapping[str, object]
+) -> tuple[PlannedRequest, ...]:
+    """Every request of the schedule with its body, in the schedule's order."""
+    return tuple(
+        PlannedRequest(
+            index=r.index,
+            t_int_ns=r.t_int_ns,
+            body=encode(
+                workload, r.messages, r.output_tokens, model=model, extras=extras, traffic_class=r.traffic_class
+            ),
+            prompt_tokens_asked=r.prompt_tokens,
+            output_tokens_asked=r.output_tokens,
+            traffic_class=r.traffic_class,
+            session=r.session,
+            turn=r.turn,
+            after=r.after,
+            think_ns=r.think_ns,
+        )
+        for r in schedule.requests
+    )
 
 
 def encode(

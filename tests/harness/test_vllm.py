@@ -11,6 +11,7 @@ from harness.engines.vllm.adapter import Vllm, VllmCpu, metrics_in
 from harness.engines.vllm.installed import Flag
 from harness.errors import ConfigurationImpossible, EngineNotInstalled, ModelCorrupt, ModelNotFound
 from harness.models.hf_shape import of_config, parameters, shape
+from harness.models.hugging_face import HUB
 from harness.models.store import resolve
 from scenarios.errors import UserError
 from scenarios.spec import EngineSpec, ModelRef
@@ -19,18 +20,7 @@ GIB = 1 << 30
 H100 = HostLimits(32, 256 * GIB, (80 * GIB,))
 FOUR_H100 = HostLimits(32, 256 * GIB, (80 * GIB,) * 4)
 BOX = HostLimits(8, 32 * GIB)
-SMOLLM = {
-    "architectures": ["LlamaForCausalLM"],
-    "num_hidden_layers": 30,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
-    "torch_dtype": "bfloat16",
-    "tie_word_embeddings": True,
-}
+SMOLLM = dict(HUB["smollm2-135m-instruct-hf"].config)
 
 
 @pytest.fixture

@@ -17,9 +17,8 @@ from harness.measurement import (
 )
 from scenarios.space import Knob, SearchSpace
 from scenarios.spec import Scenario
-from tuners.base import Trial
+from tuners.base import Trial, infeasible
 from tuners.gp_tuner import GpTuner
-from tuners.laboratory import infeasible
 from tuners.results import Capacity, Certification, FinalsRun, Reference, Run, TrialResult
 from tuners.study import Asked, Study
 
