@@ -75,8 +75,8 @@ def believe(probes: Sequence[Probe], prior: Prior, allowed: Allowed) -> Belief:
 
     Of each hold two things count: its misses, binomial around tolerated ** (target / latency), what an exponential
     tail misses; and, less, its latency percentile, Student-t around the curve. Both are deflated for correlation.
-    A hold that begins on a drained engine shows less than the steady state: `shortfall`. A saturated one says
-    what m is.
+    A hold that begins on a drained engine shows less than the steady state, `shortfall`; one that passed was not far
+    beyond saturation, or it would have shown what is `overloaded`. A saturated one says what m is.
     """
     middle = math.log(prior.rate_rps)
     log_c = middle + np.linspace(-SPAN, SPAN, GRID)
@@ -106,6 +106,28 @@ def shortfall(waiting: FloatArray, n: int) -> FloatArray:
     return np.asarray(RISE * np.log1p(SETTLING * waiting**2 / n))
 
 
+class Overload(NamedTuple):
+    """The least that a hold can show beyond saturation; -inf and 0 below it."""
+
+    log_load: FloatArray  # log(latency percentile / target)
+    missed: FloatArray  # share of the requests
+
+
+def overloaded(rate_rps: float, n: int, saturation_rps: FloatArray, percentile: float, allowed: Allowed) -> Overload:
+    """What ``n`` requests at least show at a rate beyond saturation, however little has settled. Broadcasts.
+
+    A fluid that comes in at the rate r and leaves at m has waited t (1 - m / r) after t seconds. So the percentile q of
+    a hold of T = n / r seconds has waited at least q T (1 - m / r), and all that come after wait / (1 - m / r) miss.
+    """
+    if allowed.target_s <= 0:
+        return Overload(np.full(np.shape(saturation_rps), -np.inf), np.zeros(np.shape(saturation_rps)))
+    growth = np.maximum(1 - saturation_rps / rate_rps, 1e-9)  # of the wait, per second
+    load = (allowed.target_s - allowed.wait_s + percentile * n / rate_rps * growth) / allowed.target_s
+    missed = np.clip(1 - allowed.wait_s / (growth * n / rate_rps), 0, 1)
+    beyond = saturation_rps < rate_rps
+    return Overload(np.where(beyond, np.log(np.maximum(load, 1e-9)), -np.inf), np.where(beyond, missed, 0.0))
+
+
 def saturates_rps(knee_rps: float, growth_per_s: float, wait_s: float) -> float:
     """The rate m at which an engine saturates, from an exponential ramp on which waits reached ``wait_s``.
 
@@ -133,14 +155,18 @@ def _log_likelihood(probe: Probe, c: FloatArray, s: FloatArray, allowed: Allowed
     short = shortfall(waiting, probe.n)
     seen = math.log(probe.load) if probe.load else LEAST_LOG_LOAD
     seen = min(max(seen, -MOST_LOG_LOAD), MOST_LOG_LOAD)
-    shown = np.clip(log_load - short, -MOST_LOG_LOAD, MOST_LOG_LOAD)
+    shown, missed = log_load - short, probe.tolerated ** np.exp(short - log_load)
+    if probe.passed:  # one that failed may have been cut short: what it did not show says nothing
+        least = overloaded(probe.rate_rps, probe.n, c * (1 + 1 / s), 1 - probe.tolerated, allowed)
+        shown, missed = np.maximum(shown, least.log_load), np.maximum(missed, least.missed)
+    shown = np.clip(shown, -MOST_LOG_LOAD, MOST_LOG_LOAD)
     # A hold with luckily low latency looks luckily precise: its error is that of the curve's latency, not its own.
     luck = np.exp(np.clip(shown - seen, -1, 1))
     variance = (luck * (probe.load_se or LEAST_SE)) ** 2 + MISFIT**2
     variance += (MISFIT_AWAY * log_load) ** 2 + (MISFIT_SHORT * short) ** 2
     of_latency = -0.5 * np.log(variance) - (FREEDOM + 1) / 2 * np.log1p((seen - shown) ** 2 / variance / FREEDOM)
     k, n, d = probe.misses, probe.n, BURSTS * luck * probe.deflation
-    p = np.clip(probe.tolerated ** np.exp(short - log_load), 1e-12, 0.999)
+    p = np.clip(missed, 1e-12, 0.999)
     deviance = xlogy(k, k / (n * p)) + xlogy(n - k, (n - k) / (n * (1 - p)))
     found = LATENCY_WEIGHT * of_latency - MISSES_WEIGHT * (deviance / d + 0.5 * np.log(d))
     if probe.limit_rps is not None:

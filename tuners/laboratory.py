@@ -263,7 +263,11 @@ class Laboratory:
     # -- after the search ----------------------------------------------------------------------------
 
     def final(self, block: int, position: int, trial: Trial, control: TrialResult) -> FinalsRun:
-        """One entrant of one block, on that block's held-out seeds."""
+        """One entrant of one block, on that block's held-out seeds.
+
+        All entrants begin where the defaults were found, whatever the search thought of them: who was scored high by luck
+        must not be looked for higher.
+        """
         folder = self._folder(f"{trial.number:03d}/final-{block}")
         seed = self._seed(SEED_FINALS + 100 * block)
         blank = FinalsRun(
@@ -273,7 +277,7 @@ class Laboratory:
         def measure() -> FinalsRun:
             with session(self.subject, self.config(trial), folder) as s:
                 s.warm_up(seed + 99)
-                hints = Hints(trial.score or control.trial.score or 1.0, near=bool(trial.score))
+                hints = Hints(control.trial.score or trial.score or 1.0)
                 rate = self.asked_rate(control)
                 found = evaluate(s, self.scenario, rate_rps=rate, seed=seed, hints=hints)
                 score = found.score if found.slo_violation <= 0 else 0.0

@@ -147,8 +147,7 @@ class VirtualLaboratory:
         )
         if self.launch(config)[1] is not None:
             return blank
-        guess_rps = trial.score or control.trial.score or 1.0  # near: not rounded
-        found, _ = self.estimate(config, seed, guess_rps, near=bool(trial.score))
+        found, _ = self.estimate(config, seed, rounded(control.trial.score or trial.score or 1.0))
         return blank.model_copy(update={"score": found.rate_rps, "capacity": found})
 
     def full_quality(self, trial: Trial, reference: Reference) -> QualityVerdict:  # noqa: ARG002 - the contract's shape

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuners.belief import Allowed, Prior, believe, below_saturation, curve, saturates_rps, shortfall
+from tuners.belief import Allowed, Prior, believe, below_saturation, curve, overloaded, saturates_rps, shortfall
 from tuners.results import Probe
 
 ALLOWED = Allowed(target_s=1.0, wait_s=0.8)
@@ -118,3 +118,21 @@ def test_saturation_is_found_from_a_fluid_ramp(wait_s):
             break
         t += 1e-3
     assert saturates_rps(rate, growth, wait_s) == pytest.approx(m, rel=0.02)
+
+
+def test_an_overload_shows_at_least_what_a_fluid_queue_does():
+    """At 20/s an engine that serves 10/s is 50 s behind after 100 s: the 95th percentile has waited 47.5 s."""
+    allowed = Allowed(target_s=12.0, wait_s=9.0)
+    shown = overloaded(20.0, 2000, np.array([10.0, 20.0, 30.0]), 0.95, allowed)
+    assert np.exp(shown.log_load[0]) == pytest.approx((3.0 + 47.5) / 12.0)
+    assert shown.missed[0] == pytest.approx(1 - 18 / 100), "who came after 18 s waited more than 9 s"
+    assert np.isneginf(shown.log_load[1:]).all()
+    assert not shown.missed[1:].any()
+    assert np.isneginf(overloaded(20.0, 2000, np.array([10.0]), 0.95, Allowed(0.0, 0.0)).log_load).all()
+
+
+def test_long_holds_that_pass_outweigh_a_prior_far_below():
+    """Slow answers: the queue of a hold is never settled, but one far beyond saturation would have shown it."""
+    allowed = Allowed(target_s=12.0, wait_s=9.0)
+    passed = [hold(rate, load, n=2300, misses=misses) for rate, load, misses in ((19.3, 0.7, 20), (20.1, 0.96, 90))]
+    assert believe(passed, Prior(13.7, 0.15), allowed).quantile(0.5) > 18.5
