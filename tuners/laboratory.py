@@ -265,8 +265,8 @@ class Laboratory:
     def final(self, block: int, position: int, trial: Trial, control: TrialResult) -> FinalsRun:
         """One entrant of one block, on that block's held-out seeds.
 
-        All entrants begin where the defaults were found, whatever the search thought of them: who was scored high by luck
-        must not be looked for higher.
+        All entrants begin where the defaults were found, whatever the search thought of them: who was scored high by
+        luck must not be looked for higher.
         """
         folder = self._folder(f"{trial.number:03d}/final-{block}")
         seed = self._seed(SEED_FINALS + 100 * block)
