@@ -57,6 +57,8 @@ def tune(
     json: JsonOption = False,
 ) -> None:
     """Find the serving configuration that gives the most under the scenario's targets, and prove it."""
+    from threadpoolctl import threadpool_limits
+
     from autotune import dry_run as dry_runs
     from autotune.live import Watch
     from harness.bench import prepare
@@ -88,7 +90,8 @@ def tune(
     if resume and (folder / "scenario.yaml").exists():
         wanted = load(folder / "scenario.yaml")  # as it was asked when the study began
     try:
-        with Watch(err, quiet=quiet or json) as watch:
+        # One BLAS thread: the search's matrices are small, and spinning threads would disturb what is measured.
+        with Watch(err, quiet=quiet or json) as watch, threadpool_limits(1, user_api="blas"):
             watch.note(f"run folder: {folder}")
             make_folder(folder)
             subject = prepare(wanted, folder, watch, build=True, fleet=Fleet(workers))

@@ -158,6 +158,10 @@ class SearchSpace:
         """The knobs that have more than one value left."""
         return tuple(k for k in self.knobs if len(k.choices) > 1)
 
+    def output_key(self, config: ServingConfig) -> tuple[Value | None, ...]:
+        """Equal where the engine says that the answers are equal, too: of the knobs that may change them."""
+        return tuple(config.knobs.get(k.name) for k in self.knobs if k.affects_output)
+
     def size(self) -> int:
         """Number of distinct configurations, or an upper bound where knobs are conditional."""
         return math.prod(len(k.choices) for k in self.knobs)

@@ -182,17 +182,14 @@ class Laboratory:
         """
         if reference.quality_file is None:
             return None, None
-        key = self._output_key(config)
-        if key == self._output_key(self.space.default()):
+        key = self.space.output_key(config)
+        if key == self.space.output_key(self.space.default()):
             return None, "trials/ref"
         for result in earlier:
-            same = self._output_key(ServingConfig(config.engine, result.trial.knobs)) == key
+            same = self.space.output_key(self.config(result.trial)) == key
             if same and result.quality is not None and result.quality_from is None:
                 return result.quality, result.folder
         return self._judge_quality(s, reference, "screen", folder), None
-
-    def _output_key(self, config: ServingConfig) -> tuple[object, ...]:
-        return tuple(config.knobs.get(k.name) for k in self.space.knobs if k.affects_output)
 
     def _judge_quality(self, s: Session, reference: Reference, level: str, folder: Path) -> QualityVerdict:
         assert reference.quality_file is not None

@@ -24,7 +24,7 @@ from scenarios.load import dump_yaml
 from scenarios.space import SearchSpace, ServingConfig
 from scenarios.spec import Scenario
 from tuners import answer, select
-from tuners.base import Trial, Tuner
+from tuners.base import Possible, Trial, Tuner
 from tuners.results import (
     PRESET,
     Certification,
@@ -241,7 +241,7 @@ class Study:
         while not ended and len(arm) < most and sum(r.trial.seconds for r in arm) < limit_s:
             number = len(results) + len(arm)
             seen = [results[select.CONTROL], *arm]
-            config = tuner.ask([r.trial for r in seen], self._possible)
+            config = tuner.ask([r.trial for r in seen], self._worth_trying(seen))
             if config is None:
                 break
             self.observer.note(f"control arm, {number:03d}: {describe(config, self.space)}")
@@ -261,14 +261,24 @@ class Study:
         return None
 
     def _propose(self, results: list[TrialResult], transferred: Transferred | None) -> Proposed | None:
-        """What earlier studies found best; then the tuner's next. Only what can be planned, and once."""
+        """What earlier studies found best; then the tuner's next. Only what is worth trying, and once."""
         tried = {r.trial.config_digest for r in results}
+        possible = self._worth_trying(results)
         for knobs in transferred.knobs if transferred else ():
             config = ServingConfig(self.space.engine, knobs)
-            if config.digest not in tried and self._possible(config):
+            if config.digest not in tried and possible(config):
                 return Proposed(config, "transfer")
-        asked = self.tuner.ask([r.trial for r in results], self._possible)
+        asked = self.tuner.ask([r.trial for r in results], possible)
         return Proposed(asked, "") if asked else None
+
+    def _worth_trying(self, results: list[TrialResult]) -> Possible:
+        """Whether a configuration can be planned, and does not answer like one whose answers were too bad."""
+        worse = {
+            self.space.output_key(ServingConfig(self.space.engine, r.trial.knobs))
+            for r in results
+            if r.trial.state == "quality"
+        }
+        return lambda config: self.space.output_key(config) not in worse and self._possible(config)
 
     def _possible(self, config: ServingConfig) -> bool:
         """Whether a launch of ``config`` can be planned: otherwise it is known to fail, and never paid for."""

@@ -115,6 +115,16 @@ def test_the_note_of_a_recorded_trial_tells_what_was_recorded(tmp_path):
     assert told == [n for n in first.observer.notes if n.startswith("trial")]
 
 
+def test_answers_that_were_too_bad_once_are_not_launched_again(tmp_path):
+    arm = RandomTuner(SPACE, 1)
+    study(tmp_path / "run", asked=scenario(trials=100), more={"control_arm": arm}).run()
+    steps = read(tmp_path / "run" / "ledger.jsonl")
+    for kind in ("trial", "control"):
+        trials = [r["trial"] for s, r in steps.items() if s.startswith(f"{kind}/")]
+        assert [t["knobs"]["variant"] for t in trials if t["state"] == "quality"] == ["q4"], kind
+        assert len({t["config_digest"] for t in trials if t["knobs"]["variant"] == "q8"}) > 3, "others are"
+
+
 def test_keep_the_defaults_when_nothing_is_better(tmp_path):
     winner = study(
         tmp_path / "run", speed={"f16": 9.0, "q8": 2.0, "q4": 1.0}, space=SPACE.narrowed({"variant": ("f16", "q8")})
