@@ -18,6 +18,7 @@ from typing import Any, Literal
 from harness.measurement import EngineIdentity, Estimate, Host, Measurement, QualityVerdict, Record, Verdict
 from tuners.base import Trial
 
+ARM = "control arm"  # `TrialResult.origin` of what it tried
 PRESET = "preset "  # `TrialResult.origin` of a preset begins so, its name follows
 
 

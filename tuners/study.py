@@ -26,6 +26,7 @@ from scenarios.spec import Scenario
 from tuners import answer, select
 from tuners.base import Possible, Trial, Tuner
 from tuners.results import (
+    ARM,
     PRESET,
     Certification,
     FinalsRun,
@@ -38,7 +39,6 @@ from tuners.results import (
 
 CERTIFY_SHARES = (0.6, 0.45)  # of the capacity: at the capacity itself a P95 promise is a coin toss
 
-ARM = "control arm"
 ARM_TRIALS = 4  # times the budget's trials, at most, in the control arm: its quick failures take few seconds
 
 AFTER_THE_SEARCH = ("finals/0/000", "winner")  # one of them is recorded first once the trials and the arm are done

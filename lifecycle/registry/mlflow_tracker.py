@@ -100,10 +100,10 @@ class _Projection:
         study = self._study
         parent = self._parent()
         children = self._children(parent.info.run_id)
-        for result in study.trials:
+        for result in (*study.trials, *study.arm):
             self._trial(parent.info.run_id, children.get(f"{result.trial.number:03d}"), result)
         version = self._version(parent)
-        recorded = f"1 study, {len(study.trials)} trials"
+        recorded = study.count
         if version is not None:
             recorded += f", registered as {study.title} version {version}"
         run_path = f"#/experiments/{self._experiment_id}/runs/{parent.info.run_id}"
@@ -143,7 +143,7 @@ class _Projection:
 
     def _trial(self, parent_id: str, child: Any, result: TrialResult) -> None:
         study, trial = self._study, result.trial
-        end_s = study.stamps[f"trial/{trial.number:03d}"]
+        end_s = study.ended_s(trial.number)
         times = _Times(_ms(end_s - trial.seconds), _ms(end_s))
         tags = {**study.trial_tags(result), "mlflow.parentRunId": parent_id}
         if child is None:

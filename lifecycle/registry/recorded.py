@@ -15,7 +15,7 @@ from harness.measurement import Estimate, Measurement, QualityVerdict
 from scenarios.errors import UserError
 from scenarios.space import digest
 from scenarios.spec import Scenario
-from tuners.results import Certification, FinalsRun, Reference, Run, StudyStart, TrialResult, Winner
+from tuners.results import ARM, Certification, FinalsRun, Reference, Run, StudyStart, TrialResult, Winner
 
 Flat = dict[str, str | int | float | bool]
 Metrics = dict[str, float]
@@ -32,6 +32,7 @@ class Recorded:
     scenario: Scenario
     reference: Reference | None
     trials: tuple[TrialResult, ...]
+    arm: tuple[TrialResult, ...]  # the control arm's: searched to compare with, never deployed
     finals: tuple[FinalsRun, ...]
     full_quality: dict[int, QualityVerdict]
     certifications: tuple[Certification, ...]
@@ -61,6 +62,7 @@ class Recorded:
             scenario=Scenario.model_validate(start.scenario),
             reference=Reference.model_validate(steps["reference"]) if "reference" in steps else None,
             trials=tuple(TrialResult.model_validate(r) for _, r in named.get("trial", [])),
+            arm=tuple(TrialResult.model_validate(r) for _, r in named.get("control", [])),
             finals=tuple(FinalsRun.model_validate(r) for _, r in named.get("finals", [])),
             full_quality={int(n[0]): QualityVerdict.model_validate(r) for n, r in named.get("quality", [])},
             certifications=tuple(Certification.model_validate(r) for _, r in named.get("certify", [])),
@@ -72,6 +74,17 @@ class Recorded:
     def title(self) -> str:
         """The name under which mirrors gather the studies of one scenario."""
         return f"autotune-{self.scenario.name}"
+
+    @property
+    def count(self) -> str:
+        """What there is, for people."""
+        arm = f" and {len(self.arm)} of its control arm" if self.arm else ""
+        return f"1 study, {len(self.trials)} trials{arm}"
+
+    def ended_s(self, number: int) -> float:
+        """When the trial, or that of the control arm, was recorded: Unix time."""
+        kind = "trial" if number < len(self.trials) else "control"
+        return self.stamps[f"{kind}/{number:03d}"]
 
     @property
     def simulated(self) -> bool:
@@ -166,7 +179,7 @@ class Recorded:
     def trial_tags(self, result: TrialResult) -> Tags:
         trial = result.trial
         tags = {
-            "autotune.role": "trial",
+            "autotune.role": ARM if result.origin == ARM else "trial",
             "autotune.trial": f"{trial.number:03d}",
             "autotune.state": trial.state,
             "autotune.feasible": str(trial.feasible).lower(),
@@ -186,7 +199,7 @@ class Recorded:
         """The furthest the cascade went, for the trial or for the one whose answers are the same."""
         if result.trial.number in self.full_quality or result.quality is not None:
             return self.full_quality.get(result.trial.number, result.quality)
-        return next((t.quality for t in self.trials if t.folder == result.quality_from), None)
+        return next((t.quality for t in (*self.trials, *self.arm) if t.folder == result.quality_from), None)
 
     def _certifications(self, number: int) -> list[Certification]:
         return [c for c in self.certifications if c.trial == number]

@@ -48,7 +48,7 @@ class WandbTracker:
                 raise TrackerUnavailable(self.name, run, f"cannot record: {err}") from err
             finally:
                 wandb.teardown()
-        recorded = f"1 study, {len(study.trials)} trials"
+        recorded = study.count
         if url is None:
             return Mirrored(self.name, str(folder), f"{recorded}; upload it with: wandb sync {folder}/offline-run-*")
         return Mirrored(self.name, url, recorded)
@@ -69,7 +69,7 @@ class _Group:
         self.folder.mkdir()
         study = self.study
         run_id = study.digest[:ID_CHARACTERS]
-        for result in study.trials:
+        for result in (*study.trials, *study.arm):
             number = f"{result.trial.number:03d}"
             told: Flat = {**result.trial.knobs, **study.trial_tags(result)}
             with self._run(f"{run_id}-{number}", f"trial {number}", "trial", told) as run:

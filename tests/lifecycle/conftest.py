@@ -24,6 +24,7 @@ from scenarios.space import ServingConfig
 from scenarios.spec import Scenario
 from tuners.base import Trial
 from tuners.results import (
+    ARM,
     Capacity,
     Certification,
     FinalistSummary,
@@ -123,6 +124,10 @@ class StudyWriter:
         self.append("reference", reference)
         for result in (control, winner, crashed):
             self.append(f"trial/{result.trial.number:03d}", result)
+
+    def search_again(self):
+        """The control arm: one trial after those of the search."""
+        self.append("control/003", self.trial(3, 16, score=2.5).model_copy(update={"origin": ARM}))
 
     def finish(self):
         for block, (trial, score) in itertools.product(range(2), [(0, 2.0), (1, 3.1)]):

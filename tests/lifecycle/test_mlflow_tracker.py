@@ -141,6 +141,22 @@ def test_a_crashed_trial_is_a_failed_run_that_says_why(finished_study):
     assert "engine.log" in artifacts_of(crashed)
 
 
+def test_the_control_arm_is_recorded_beside_the_trials_and_told_apart(begin_study):
+    writer = begin_study()
+    writer.search_again()
+    writer.finish()
+    mirrored = MlflowTracker().mirror(writer.folder)
+    children = runs_of(client_of(writer.folder), writer.folder)[1]
+
+    assert "1 study, 3 trials and 1 of its control arm" in mirrored.message
+    assert {n: c.data.tags["autotune.role"] for n, c in children.items()} == {
+        "000": "trial", "001": "trial", "002": "trial", "003": "control arm",
+    }  # fmt: skip
+    assert children["003"].data.metrics["score"] == 2.5
+    # control/003 is the sixth step, stamped 60 s into 2026, and took 4 s.
+    assert children["003"].info.start_time == 1_767_225_656_000
+
+
 def test_the_winner_becomes_the_candidate_version(finished_study):
     run = finished_study()
     MlflowTracker().mirror(run)
