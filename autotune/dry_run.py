@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 SAMPLE = 300  # configurations that are planned to see how many cannot be
-LAUNCH_S = {"llamacpp": 2.0, "simulated": 2.0, "vllm": 90.0, "vllm-cpu": 60.0}  # with compiled kernels in the cache
+# With compiled kernels in the cache. Not measured for sglang and tgi.
+LAUNCH_S = {"llamacpp": 2.0, "simulated": 2.0, "vllm": 90.0, "vllm-cpu": 60.0, "sglang": 90.0, "tgi": 90.0}
 OTHER_LAUNCH_S = 30.0
 
 

@@ -3,6 +3,7 @@
 Knows nothing of what an engine calls its metrics or its fields.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,3 +31,16 @@ def metrics_text(endpoint: Endpoint) -> str:
     except httpx.HTTPError:
         return ""
     return answer.text if answer.status_code == httpx.codes.OK else ""
+
+
+def metrics(endpoint: Endpoint, prefix: str) -> dict[str, float]:
+    """Sums over labels, by name without ``prefix``; histograms as their sums and counts."""
+    return metrics_in(metrics_text(endpoint), prefix)
+
+
+def metrics_in(text: str, prefix: str) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, value in re.findall(rf"^{prefix}(\w+?)(?:\{{.*\}})? (\S+)$", text, re.MULTILINE):
+        if not name.endswith(("_bucket", "_created")):
+            found[name] = found.get(name, 0.0) + float(value)
+    return found

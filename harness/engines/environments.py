@@ -43,6 +43,7 @@ RECIPES = {
             alias=("vllm", "0.32.0+cpu"),
         ),
         Recipe("vllm", ("vllm",), "vLLM on CUDA", needs_gpu=True),
+        Recipe("sglang", ("sglang",), "SGLang on CUDA", needs_gpu=True),
     )
 }
 

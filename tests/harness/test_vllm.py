@@ -5,10 +5,13 @@ import random
 
 import pytest
 
+from harness.engines import installed, memory
+from harness.engines.asking import metrics_in
 from harness.engines.base import HostLimits, SaysWhatItRuns
-from harness.engines.vllm import installed, memory, words
-from harness.engines.vllm.adapter import Vllm, VllmCpu, metrics_in
-from harness.engines.vllm.installed import Flag
+from harness.engines.flags import Flag
+from harness.engines.vllm import words
+from harness.engines.vllm.adapter import Vllm, VllmCpu
+from harness.engines.vllm.package import VLLM
 from harness.errors import ConfigurationImpossible, EngineNotInstalled, ModelCorrupt, ModelNotFound
 from harness.models.hf_shape import of_config, parameters, shape
 from harness.models.hugging_face import HUB
@@ -20,6 +23,7 @@ GIB = 1 << 30
 H100 = HostLimits(32, 256 * GIB, (80 * GIB,))
 FOUR_H100 = HostLimits(32, 256 * GIB, (80 * GIB,) * 4)
 BOX = HostLimits(8, 32 * GIB)
+BUDGET = memory.Budget("vllm", 0.92, "gpu_memory_utilization")
 SMOLLM = dict(HUB["smollm2-135m-instruct-hf"].config)
 
 
@@ -200,7 +204,7 @@ class TestInstalledRelease:
         }
         known["--kv-cache-dtype"] = Flag("auto", ("auto", "fp8_e5m2"))
         monkeypatch.setattr(installed, "python_of", lambda *_: "/its/python")
-        monkeypatch.setattr(installed, "flags", lambda _: known)
+        monkeypatch.setattr(installed, "flags", lambda *_: known)
         return known
 
     def test_a_renamed_flag_gets_its_older_name(self, smollm, older):
@@ -238,13 +242,13 @@ class TestInstalledRelease:
 
     def test_its_parser_is_asked_once_per_version(self, tmp_path, monkeypatch):
         asked = []
-        monkeypatch.setattr(installed, "versions", lambda _: {"vllm": "0.1"})
+        monkeypatch.setattr(installed, "versions", lambda *_: {"vllm": "0.1"})
         monkeypatch.setattr(
-            installed, "_ask", lambda _: asked.append(1) or {"--dtype": {"default": "auto", "choices": ["auto"]}}
+            installed, "_ask", lambda *_: asked.append(1) or {"--dtype": {"default": "auto", "choices": ["auto"]}}
         )
         for _ in range(2):
             installed.flags.cache_clear()
-            assert installed.flags("/its/python") == {"--dtype": Flag("auto", ("auto",))}
+            assert installed.flags(VLLM, "/its/python") == {"--dtype": Flag("auto", ("auto",))}
         installed.flags.cache_clear()
         assert len(asked) == 1
 
@@ -263,7 +267,7 @@ class TestMemory:
         def tokens(**knobs):
             engine, spec = Vllm(), EngineSpec(name="vllm")
             k = engine.knobs(spec, llama, H100).complete(knobs).knobs
-            return memory.plan(shape(llama.variants["published"]), k, H100, 8448, cuda=True).kv_tokens
+            return memory.on_gpus(shape(llama.variants["published"]), k, H100, 8448, BUDGET).kv_tokens
 
         assert tokens(quantization="fp8") > tokens()
         assert tokens(kv_cache_dtype="fp8") == pytest.approx(2 * tokens(), abs=1)
@@ -274,7 +278,7 @@ class TestMemory:
 
         def tokens(**knobs):
             k = engine.knobs(spec, llama, FOUR_H100).complete(knobs).knobs
-            return memory.plan(about, k, FOUR_H100, 8448, cuda=True).kv_tokens
+            return memory.on_gpus(about, k, FOUR_H100, 8448, BUDGET).kv_tokens
 
         assert tokens(tensor_parallel=2) > 2 * tokens()
         assert tokens(data_parallel=2) == pytest.approx(2 * tokens(), abs=1)
@@ -361,7 +365,7 @@ class TestWords:
 
     def test_the_plan_foresees_the_cache_that_it_made(self, smollm):
         """4 GiB of 23,040 bytes a token; vLLM rounds down to whole blocks."""
-        planned = memory.plan(shape(smollm.variants["published"]), {"kv_cache_gib": 4}, BOX, 512, cuda=False)
+        planned = memory.on_cpu(shape(smollm.variants["published"]), {"kv_cache_gib": 4}, BOX, 512)
         assert planned.kv_tokens == pytest.approx(int(words.resolved(self.REAL)["kv_cache_tokens"]), rel=1e-3)
 
     def test_a_setting_that_became_another_is_named(self):
@@ -381,7 +385,7 @@ def test_metrics_are_summed_over_engines_by_short_name():
         'vllm:e2e_request_latency_seconds_bucket{le="0.3"} 7.0\n'
         "process_open_fds 12.0\n"
     )
-    assert metrics_in(text) == {"num_requests_running": 5.0, "prefix_cache_hits_total": 1500.0}
+    assert metrics_in(text, "vllm:") == {"num_requests_running": 5.0, "prefix_cache_hits_total": 1500.0}
 
 
 def test_the_decisive_line_is_the_cause_and_not_what_was_raised_because_of_it(tmp_path):

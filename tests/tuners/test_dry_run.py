@@ -32,6 +32,16 @@ def test_a_gpu_study_is_planned_without_a_gpu(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_sglang_is_planned_without_a_gpu():
+    done = tune("sglang-h100-llama-8b", "--dry-run", "--assume-gpus", "1x80", "--json")
+    assert done.exit_code == 0
+    told = json.loads(done.stdout)
+    assert "autotune engines install sglang" in told["version"]
+    assert told["control"]["command"].startswith("sglang serve --model-path meta-llama/Llama-3.1-8B-Instruct ")
+    assert "KV cache 51." in told["control"]["memory"]
+    assert any("prefix_caching must be true" in reason for reason in told["impossible"])
+
+
 def test_what_does_not_fit_is_said_before_the_gpu_is_paid_for():
     with pytest.raises(UserError, match="not enough memory for one sequence"):
         tune("vllm-h100-llama-8b", "--dry-run", "--assume-gpus", "1x16")

@@ -11,9 +11,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from harness.engines import installed
 from harness.engines.base import HostLimits
-from harness.engines.vllm import installed, knobs, words
+from harness.engines.vllm import knobs, words
 from harness.engines.vllm.adapter import VllmCpu
+from harness.engines.vllm.package import VLLM
 from harness.errors import EngineCrashed, EngineOutOfMemory, EngineStartError, TrialInfeasible
 from harness.host import limits
 from harness.supervise import launch
@@ -69,7 +71,7 @@ class TestContract(engine_suite.EngineSuite):
 
 
 def test_the_installed_parser_knows_every_flag_that_is_tuned(python):
-    flags = installed.flags(python)
+    flags = installed.flags(VLLM, python)
     tuned = [*knobs.VALUES.values(), *(f"--{name}" for name in knobs.SWITCHES.values()), "--speculative-config"]
     assert [flag for flag in tuned if flag not in flags] == []
 

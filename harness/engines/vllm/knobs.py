@@ -7,11 +7,10 @@ import json
 from collections.abc import Iterator, Mapping
 
 from harness.engines.base import HostLimits, ResolvedModel
+from harness.engines.memory import AUTO, GIB
 from harness.models.hf_shape import HfShape
 from scenarios.space import Knob, SearchSpace, Value
 
-AUTO = "auto"
-GIB = 1 << 30
 DRAFTED = ("ngram", "suffix")
 KV_BYTES_FLAG = "--kv-cache-memory-bytes"
 USUAL_KV_GIB = 4

