@@ -21,6 +21,7 @@ Row = dict[str, Any]
 
 OURS, THEIRS = "ours", "vllm bench"
 AGREE = 0.03
+OWN_TPS = "output tokens/s, each by its own definition"
 LATENCIES = ("ttft", "tpot", "e2e")
 # figure -> what the server says of the same requests
 BY_SERVER = {f"{name}_mean_ms": f"{name}_mean_ms" for name in LATENCIES}
@@ -154,8 +155,9 @@ def _at(run: Row, path: Sequence[str]) -> float:
 
 
 def of_client(runs: Iterable[Row], client: str, *path: str) -> float:
-    """Mean over the runs of one client."""
-    return float(np.mean([_at(run, path) for run in runs if run["client"] == client]))
+    """Mean over rounds, of the mean of the client's runs in each: rounds differ, and each client has had them all."""
+    of_rounds = [[_at(run, path) for run in three if run["client"] == client] for three in rounds(runs)]
+    return float(np.mean([np.mean(values) for values in of_rounds]))
 
 
 def page(found: Mapping[str, Any]) -> str:
@@ -165,8 +167,8 @@ def page(found: Mapping[str, Any]) -> str:
         f"{about['prompt_tokens']} tokens in, {about['output_tokens']} out. It holds {about['capacity_rps']:.2f} "
         f"requests/s ({about['lanes']} at a time). {len(found['runs'])} runs; in each round one client runs between "
         "two runs of the other, all three at the times of one file that both read. Ratios are ours / theirs, with the "
-        "95 % interval over rounds; *same client*: how far two runs of one client in a round are apart (root mean "
-        "square)."
+        "95 % interval over rounds; *within 3 %*: where the whole interval is (yes) or is not (no); *same client*: how "
+        "far two runs of one client in a round are apart (root mean square). What it means: docs/load-benchmark.md."
     )
     lines = ["# `vllm bench serve` and this project's harness on one running vLLM, at the same times", "", intro]
     for load in dict.fromkeys(run["load"] for run in found["runs"]):
@@ -182,11 +184,10 @@ def _section(load: str, runs: Sequence[Row]) -> list[str]:
         "| reported | ours | `vllm bench serve` | ratio | within 3 % | same client |",
         "|---|---|---|---|---|---|",
     ]
-    for figure in FIGURES:
-        told = ratio(runs, "client_says", figure)
-        a, b = (of_client(runs, client, "client_says", figure) for client in (OURS, THEIRS))
-        noise = same_client(runs, "client_says", figure)
-        lines.append(f"| {_name(figure)} | {a:.2f} | {b:.2f} | {_ratio(told)} | {_agree(told)} | {noise:.1%} |")
+    for name, *path in [*((_name(f), "client_says", f) for f in FIGURES), (OWN_TPS, "own_output_tps")]:
+        told, noise = ratio(runs, *path), same_client(runs, *path)
+        a, b = (of_client(runs, client, *path) for client in (OURS, THEIRS))
+        lines.append(f"| {name} | {a:.2f} | {b:.2f} | {_ratio(told)} | {_agree(told)} | {noise:.1%} |")
     lines += [
         "",
         "| mean | server, in our runs | ours | server, in theirs | theirs | ratio, each by its server | within 3 % |",
@@ -200,17 +201,23 @@ def _section(load: str, runs: Sequence[Row]) -> list[str]:
         told = beside_server(runs, figure)
         lines.append(f"| {_name(figure)} | {' | '.join(cells)} | {_ratio(told)} | {_agree(told)} |")
     lines += ["", "| of the client | ours | `vllm bench serve` |", "|---|---|---|"]
-    facts = {
+    facts: dict[str, tuple[str, ...]] = {
         "sent after it was due, P50, ms": ("late_p50_ms",),
-        "P99, ms": ("late_p99_ms",),
-        "mean, part of our TTFT, not of theirs, ms": ("late_mean_ms",),
+        "sent after it was due, P99, ms": ("late_p99_ms",),
+        "mean of that: part of our TTFT, not of theirs, ms": ("late_mean_ms",),
         "CPU while it sends, ms a request": ("cpu_ms_per_request",),
         "CPU of everything, start and evaluation too, s a run": ("cpu_total_s",),
-        "prompt tokens found in the prefix cache": ("cached_share",),
+        "prompt tokens found in the prefix cache, a run": ("server_says", "cached_tokens"),
     }
-    for name, path in facts.items():
-        lines.append(f"| {name} | {' | '.join(f'{of_client(runs, c, *path):.3g}' for c in (OURS, THEIRS))} |")
-    return lines
+    for name, place in facts.items():
+        lines.append(f"| {name} | {' | '.join(f'{of_client(runs, c, *place):.3g}' for c in (OURS, THEIRS))} |")
+    own = [run for run in runs if run["client"] == OURS]
+    void = [reason for run in own for reason in run["void"]]
+    return [*lines, "", f"Of our {len(own)} runs, {len(void)} would be repeated in a study{_listed(void)}."]
+
+
+def _listed(reasons: Sequence[str]) -> str:
+    return f", and are kept here: {'; '.join(reasons)}" if reasons else ""
 
 
 def _more(runs: Sequence[Row], client: str, figure: str, known: str) -> str:
@@ -218,9 +225,10 @@ def _more(runs: Sequence[Row], client: str, figure: str, known: str) -> str:
 
 
 def _name(figure: str) -> str:
-    return {"output_tps": "output tokens/s"}.get(figure) or figure.replace("_ms", ", ms").replace(
-        "_", " "
-    ).upper().replace("MEAN", "mean").replace("MS", "ms")
+    if figure == "output_tps":
+        return "output tokens/s"
+    latency, of, _ = figure.split("_")
+    return f"{latency.upper()} {of.replace('p', 'P')}, ms"
 
 
 def _ratio(told: Ratio) -> str:
@@ -228,4 +236,4 @@ def _ratio(told: Ratio) -> str:
 
 
 def _agree(told: Ratio) -> str:
-    return {True: "yes", False: "no", None: "not told apart"}[told.agree]
+    return {True: "yes", False: "no", None: "too noisy to tell"}[told.agree]

@@ -137,7 +137,7 @@ def ours_runs(s: Session, ask: Ask, folder: Path) -> tuple[Answers, Row]:
         "cpu_s": json.loads((left / AUDIT_FILE).read_text(encoding="utf-8"))["cpu_s"],
         "chunks_per_answer": float(np.mean([len(stamps) for stamps in records["chunk_ns"].to_pylist()])),
         "void": list(told.audit.void_reasons),
-        "in_schedule_tps": told.throughput_output_tps,
+        "own_output_tps": told.throughput_output_tps,
         "receive_lag_p99_ms": told.audit.receive_lag_p99_ms,
         "scheduling": told.audit.scheduling,
     }
@@ -188,8 +188,9 @@ def theirs_runs(s: Session, ask: Ask, folder: Path) -> tuple[Answers, Row]:
     cpu_s = footprint.cpu_s_between(first_ns, first_ns + round(1e9 * answers.end_s.max()))
     return answers, {
         "cpu_s": cpu_s,
-        "reported": {k: v for k, v in result.items() if k.endswith(("_ms", "_throughput")) or k == "duration"},
         "chunks_per_answer": float(np.mean([1 + len(gaps) for gaps in result["itls"]])),
+        "own_output_tps": result["output_throughput"],
+        "reported": {k: v for k, v in result.items() if k.endswith(("_ms", "_throughput")) or k == "duration"},
     }
 
 
