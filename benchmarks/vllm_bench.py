@@ -100,10 +100,10 @@ def scenario(warmup_s: float, **workload: Any) -> Scenario:
     return Scenario.model_validate(document)
 
 
-def closed(lanes: int) -> Scenario:
+def closed() -> Scenario:
     return scenario(
         WARMUP_S,
-        arrivals={"process": "closed", "concurrency": lanes},
+        arrivals={"process": "closed", "concurrency": LANES},
         prompt_tokens={"mean": PROMPT_TOKENS},
         output_tokens={"mean": OUTPUT_TOKENS},
     )
@@ -172,8 +172,10 @@ def theirs_runs(s: Session, ask: Ask, folder: Path) -> tuple[Answers, Row]:
     folder.mkdir(parents=True, exist_ok=True)
     # The words of a block come from Python's hash of its name.
     env = {**os.environ, **s.plan.env, "PYTHONHASHSEED": str(ask.seed)}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(their_command(s, ask, folder), stdout=log, stderr=log, env=env)
+    with (
+        (folder / "log").open("w") as log,
+        subprocess.Popen(their_command(s, ask, folder), stdout=log, stderr=log, env=env) as process,
+    ):
         footprint = Footprint(process.pid)
         footprint.start()
         code = process.wait()
@@ -231,7 +233,7 @@ def measure(s: Session, client: str, ask: Ask, folder: Path) -> Row:
 
 def capacity_rps(s: Session, seconds: float) -> float:
     """Answers per second with `LANES` requests in flight, after a warm-up of the server."""
-    loop = asking(s, closed(LANES), RUN / "capacity")
+    loop = asking(s, closed(), RUN / "capacity")
     loop.warm_up(1)
     left = loop.folder / "users"
     return measurement(left, lambda: loop.closed(seconds, 2, left.name)).throughput_rps
@@ -263,7 +265,7 @@ def line(run: Row) -> str:
 @contextmanager
 def serving() -> Iterator[Session]:
     """The server with its defaults, and the words that it counts as one token each."""
-    subject = prepare(closed(LANES), RUN, Silent(), build=False)
+    subject = prepare(closed(), RUN, Silent(), build=False)
     with session(subject, subject.space().default(), RUN / "engine") as s:
         s.subject = replace(subject, words=words_for(subject.engine, s.running.endpoint, s.workload))
         yield s

@@ -109,3 +109,8 @@ def test_both_clients_read_the_same_times(tmp_path):
     assert len({r.prompt for r in ours}) == 40
     assert due_s[0] == 0
     assert ask.seconds == pytest.approx(8)
+
+
+def test_the_committed_page_tells_what_was_measured():
+    found = vllm_bench.RESULTS / vllm_bench.FILE
+    assert agreement.page(json.loads(found.read_text())) == found.with_suffix(".md").read_text()
