@@ -90,6 +90,8 @@ def launch(engine: Engine, spec: EngineSpec, plan: LaunchPlan, log_path: Path) -
     if plan.argv is None:
         yield _attach(engine, spec, plan, log_path)
         return
+    if spec.port is not None:
+        _refuse_a_stranger(spec.port, plan.health_path)
     port = spec.port or _free_port()
     argv = [part.format(port=port) if "{port}" in part else part for part in plan.argv]
     started = time.monotonic()
@@ -148,6 +150,16 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _refuse_a_stranger(port: int, health_path: str) -> None:
+    """A server that is healthy there already would be taken for the engine. Raises EngineStartError."""
+    with contextlib.suppress(httpx.HTTPError):
+        if (
+            httpx.get(f"http://127.0.0.1:{port}{health_path}", timeout=1.0, trust_env=False).status_code
+            == httpx.codes.OK
+        ):
+            raise EngineStartError(f"engine.port: {port} is taken: another server answers there", failure="port_taken")
 
 
 def _wait_until_ready(engine: Engine, running: Running, deadline: float) -> None:

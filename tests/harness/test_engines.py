@@ -35,19 +35,6 @@ class TestLlamaCpp(engine_suite.EngineSuite):
     def model(cls, smollm):
         return smollm
 
-    def _plannable(self, config):
-        try:
-            _check(config)
-        except ConfigurationImpossible:
-            return False
-        return True
-
-
-def _check(config):
-    from harness.engines.llamacpp import _check
-
-    _check(config.knobs, 256)
-
 
 @pytest.mark.engine
 class TestLlamaCppRules:
