@@ -10,6 +10,7 @@ from lifecycle.export.base import Canonical, Deployment
 from lifecycle.export.containers import (
     ANNOTATION,
     EVERY_INTERFACE,
+    SHARING_MEMORY,
     env_list,
     env_read,
     escaped,
@@ -91,7 +92,7 @@ def _storage(deployment: Deployment) -> tuple[list[dict[str, Any]], list[dict[st
     if (folder := deployment.model_folder) is not None:
         mounts.append({"name": "model", "mountPath": folder, "readOnly": True})
         volumes.append({"name": "model", "hostPath": {"path": folder, "type": "Directory"}})
-    if deployment.engine.startswith("vllm"):
+    if deployment.engine in SHARING_MEMORY:
         mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})  # noqa: S108 - where it is, in every container
         volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory"}})
     return mounts, volumes
