@@ -19,7 +19,7 @@ import httpx
 import psutil
 
 from harness import guard
-from harness.engines.base import Endpoint, Engine, LaunchPlan
+from harness.engines.base import Endpoint, Engine, FindsOut, LaunchPlan, root_of
 from harness.errors import (
     EngineCrashed,
     EngineHung,
@@ -58,6 +58,7 @@ class Running:
     log_path: Path
     process: subprocess.Popen[bytes] | None = None  # the guard; None: attached
     engine: Engine | None = field(default=None, repr=False)
+    notices: tuple[str, ...] = ()  # what the server lacks, for people
 
     def check(self) -> None:
         """Raises EngineCrashed or EngineOutOfMemory when the process has ended."""
@@ -130,10 +131,12 @@ def launch(engine: Engine, spec: EngineSpec, plan: LaunchPlan, log_path: Path) -
 
 
 def _attach(engine: Engine, spec: EngineSpec, plan: LaunchPlan, log_path: Path) -> Running:
-    root = plan.base_url.removesuffix("/v1")
-    endpoint = Endpoint(root, plan.base_url, plan.served_model, spec.api_key_env, plan.request_extras)
+    endpoint = Endpoint(root_of(plan.base_url), plan.base_url, plan.served_model, spec.api_key_env, plan.request_extras)
     started = time.monotonic()
+    notices: tuple[str, ...] = ()
     try:
+        if isinstance(engine, FindsOut):
+            endpoint, notices = engine.probe(endpoint)
         complete(endpoint, timeout_s=spec.start_timeout_s)
     except httpx.HTTPStatusError as err:
         said = err.response.text[:200]
@@ -142,7 +145,7 @@ def _attach(engine: Engine, spec: EngineSpec, plan: LaunchPlan, log_path: Path) 
         raise EngineStartError(
             f"{plan.base_url} does not answer ({err}); is the server running, and the address right?"
         ) from err
-    return Running(plan, endpoint, time.monotonic() - started, log_path, engine=engine)
+    return Running(plan, endpoint, time.monotonic() - started, log_path, engine=engine, notices=notices)
 
 
 def _free_port() -> int:
@@ -191,9 +194,11 @@ def _wait_until_ready(engine: Engine, running: Running, deadline: float) -> None
 def complete(endpoint: Endpoint, *, timeout_s: float) -> None:
     """One token, asked for like anybody would. Raises httpx.HTTPError."""
     key = os.environ.get(endpoint.api_key_env or "")
+    chat = endpoint.route == "/chat/completions"
+    said: dict[str, object] = {"messages": [{"role": "user", "content": "Hello"}]} if chat else {"prompt": "Hello"}
     response = httpx.post(
-        f"{endpoint.base_url}/completions",
-        json={"model": endpoint.served_model, "prompt": "Hello", "max_tokens": 1, "temperature": 0},
+        f"{endpoint.base_url}{endpoint.route}",
+        json={"model": endpoint.served_model, **said, "max_tokens": 1, "temperature": 0},
         headers={"Authorization": f"Bearer {key}"} if key else {},
         timeout=timeout_s,
         trust_env=False,

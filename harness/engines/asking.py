@@ -4,7 +4,7 @@ Knows nothing of what an engine calls its metrics or its fields.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -22,6 +22,12 @@ def tokens(endpoint: Endpoint, body: Mapping[str, Any], engine: str) -> list[int
         raise EngineCrashed(f"{engine} does not tokenize: {err}") from err
     found: list[int] = answer.json()["tokens"]
     return found
+
+
+def covering(said: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Ids of TGI's tokens that stand for some of the text; of all where its tokenizer does not say which do."""
+    some = [token["id"] for token in said if token["stop"] > token["start"]]
+    return some or [token["id"] for token in said]
 
 
 def metrics_text(endpoint: Endpoint) -> str:

@@ -135,7 +135,7 @@ class Tgi:
             answer.raise_for_status()
         except httpx.HTTPError as err:
             raise EngineCrashed(f"{self.name} does not tokenize: {err}") from err
-        return covering(answer.json())
+        return asking.covering(answer.json())
 
     def metrics(self, endpoint: Endpoint) -> dict[str, float]:
         """Sums over labels, by name without the prefix. Counters end in `_total`, as other engines' do."""
@@ -143,12 +143,6 @@ class Tgi:
         counters = set(re.findall(r"^# TYPE tgi_(\w+) counter$", text, re.MULTILINE))
         found = asking.metrics_in(text, "tgi_")
         return {f"{name}_total" if name in counters else name: value for name, value in found.items()}
-
-
-def covering(tokens: list[dict[str, int]]) -> list[int]:
-    """Ids of the tokens that stand for some of the text; of all where the tokenizer does not say which do."""
-    some = [token["id"] for token in tokens if token["stop"] > token["start"]]
-    return some or [token["id"] for token in tokens]
 
 
 def _precision(model: ResolvedModel, about: HfShape) -> Iterator[Knob]:

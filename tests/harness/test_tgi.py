@@ -14,8 +14,9 @@ import httpx
 import jsonschema
 import pytest
 
-from harness.engines.base import HostLimits
-from harness.engines.tgi import LAUNCHER, PLAIN, VALUES, Tgi, covering
+from harness.engines.asking import covering
+from harness.engines.base import HostLimits, ResolvedModel
+from harness.engines.tgi import LAUNCHER, PLAIN, VALUES, Tgi
 from harness.errors import ConfigurationImpossible, EngineNotInstalled, EngineStartError
 from harness.load.exchange import Exchange
 from harness.models.hugging_face import HUB
@@ -183,6 +184,19 @@ class TestPublishedApi:
     def test_what_it_says_of_itself(self, served, name):
         document = httpx.get(f"{served.root_url}{'/info' if name == 'Info' else '/v1/models'}").json()
         jsonschema.validate(document if name == "Info" else document["data"][0], schema_of(name))
+
+
+def test_attached_to_it_is_measured_as_tgi_is(served):
+    from harness.engines.attached import Attached
+
+    spec = EngineSpec(name="attached", base_url=served.base_url)
+    engine, model = Attached(), ResolvedModel(ModelRef(served_as="tgi", context_tokens=256), "tgi", "")
+    planned = engine.plan(spec, model, engine.knobs(spec, model, H100).default(), H100)
+    with launch(engine, spec, planned, Path("unused")) as running:
+        assert running.notices == ()
+        assert engine.version(spec) == "attached (tgi 3.3.6)"
+        assert len(engine.tokenize(running.endpoint, " the house by the river")) == 5
+        assert "queue_size" in engine.metrics(running.endpoint)
 
 
 class TestCommandLine:

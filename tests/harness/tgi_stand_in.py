@@ -123,6 +123,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if not {"inputs", "prompt", "messages"} & asked.keys() or (self.path == "/tokenize" and "inputs" not in asked):
+            self.say(b"Failed to deserialize the JSON body into the target type: missing field", "text/plain", 422)
+            return None
         if self.path == "/tokenize":
             found = tokens_of(asked["inputs"])
             self.say([dict(zip(("id", "text", "start", "stop"), token, strict=True)) for token in found])
