@@ -12,6 +12,8 @@ import httpx
 from harness.engines.base import Endpoint
 from harness.errors import EngineCrashed
 
+NUMBER = r"([+-]?(?:\d[\d.e+-]*|NaN|Inf))"  # in Prometheus' text format
+
 
 def tokens(endpoint: Endpoint, body: Mapping[str, Any], engine: str) -> list[int]:
     """Token ids from the route /tokenize. Raises EngineCrashed where it does not answer."""
@@ -46,7 +48,7 @@ def metrics(endpoint: Endpoint, prefix: str) -> dict[str, float]:
 
 def metrics_in(text: str, prefix: str) -> dict[str, float]:
     found: dict[str, float] = {}
-    for name, value in re.findall(rf"^{prefix}(\w+?)(?:\{{.*\}})? (\S+)$", text, re.MULTILINE):
+    for name, value in re.findall(rf"^{prefix}(\w+?)(?:\{{.*\}})? {NUMBER}$", text, re.MULTILINE):
         if not name.endswith(("_bucket", "_created")):
             found[name] = found.get(name, 0.0) + float(value)
     return found

@@ -7,7 +7,7 @@ names.
 import os
 
 from harness.engines import asking, probing
-from harness.engines.base import Endpoint, HostLimits, LaunchPlan, ResolvedModel, root_of
+from harness.engines.base import Endpoint, HostLimits, LaunchPlan, ResolvedModel
 from harness.errors import ConfigurationImpossible, FailureClass
 from scenarios.errors import UserError
 from scenarios.space import SearchSpace, ServingConfig
@@ -30,7 +30,7 @@ class Attached:
         """Of the server, where it says."""
         if spec is None or spec.base_url is None:
             return "attached (unknown)"
-        said = probing.server_at(root_of(spec.base_url), spec.api_key_env)
+        said = probing.server_at(spec.base_url.rstrip("/"), spec.api_key_env)
         return f"attached ({said or 'unknown'})"
 
     def knobs(self, spec: EngineSpec, model: ResolvedModel, host: HostLimits) -> SearchSpace:  # noqa: ARG002 - the contract's shape

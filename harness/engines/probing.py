@@ -13,7 +13,7 @@ from typing import Any, Literal
 import httpx
 
 from harness.engines import asking
-from harness.engines.base import Endpoint
+from harness.engines.base import Endpoint, root_of
 
 TIMEOUT_S = 30.0
 PROMPT = "Is water wet? Answer with yes or no."
@@ -24,7 +24,7 @@ CHAT: Route = "/chat/completions"
 NO_STREAM_OPTIONS = {"stream_options": None}
 EXACT_LENGTHS = {"ignore_eos": True}
 VERSIONS = (  # route below the root, key of the version, whose it is
-    ("/version", "version", "vllm"),
+    ("/version", "version", "vllm"),  # others have this route too: vLLM's models are `owned_by` it
     ("/server_info", "version", "sglang"),
     ("/info", "version", "tgi"),
     ("/props", "build_info", "llama.cpp"),
@@ -82,8 +82,8 @@ class _Asked:
 def ask(endpoint: Endpoint) -> Offers:
     """With no ``served_model``, the first that is listed is asked. Raises httpx.HTTPError where nobody answers."""
     with _client(endpoint.api_key_env) as client:
-        models = _models(client, endpoint.base_url)
-        server = _server(client, endpoint.root_url)
+        models = tuple(_models(client, endpoint.base_url))
+        server = _server(client, endpoint.base_url)
         if not endpoint.served_model:
             usual = "tgi" if _is_tgi(server) else next(iter(models), "")
             endpoint = replace(endpoint, served_model=usual)
@@ -110,10 +110,10 @@ def ask(endpoint: Endpoint) -> Offers:
     return Offers(found, server, models, tuple(capabilities), tokenizer, prefix)
 
 
-def server_at(root_url: str, api_key_env: str | None) -> str | None:
+def server_at(base_url: str, api_key_env: str | None) -> str | None:
     """Which server, and its version; None where it does not say, or nobody answers."""
     with _client(api_key_env) as client:
-        return _server(client, root_url)
+        return _server(client, base_url)
 
 
 def tokens(endpoint: Endpoint, body: Mapping[str, Any], text: str) -> list[int] | None:
@@ -151,15 +151,18 @@ def _document(client: httpx.Client, url: str) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
-def _models(client: httpx.Client, base_url: str) -> tuple[str, ...]:
+def _models(client: httpx.Client, base_url: str) -> dict[str, str]:
+    """Names that are listed, and whose they are said to be."""
     listed = _document(client, f"{base_url}/models").get("data")
-    return tuple(str(m["id"]) for m in listed if isinstance(m, dict) and "id" in m) if isinstance(listed, list) else ()
+    found = [m for m in listed if isinstance(m, dict) and "id" in m] if isinstance(listed, list) else []
+    return {str(m["id"]): str(m.get("owned_by")) for m in found}
 
 
-def _server(client: httpx.Client, root_url: str) -> str | None:
+def _server(client: httpx.Client, base_url: str) -> str | None:
     for route, key, whose in VERSIONS:
-        if isinstance(version := _document(client, f"{root_url}{route}").get(key), str):
-            return f"{whose} {version}"
+        if isinstance(version := _document(client, f"{root_of(base_url)}{route}").get(key), str):
+            known = whose != "vllm" or whose in _models(client, base_url).values()
+            return f"{whose if known else 'version'} {version}"
     return None
 
 

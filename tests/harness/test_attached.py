@@ -31,7 +31,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         documents = {
-            ("models", "/v1/models"): {"object": "list", "data": [{"id": "m"}]},
+            ("models", "/v1/models"): {"object": "list", "data": [{"id": "m", "owned_by": "vllm"}]},
             ("version", "/version"): {"version": "0.32.0"},
         }
         for (name, path), document in documents.items():
@@ -133,6 +133,11 @@ def test_what_is_lacking_is_said_with_what_follows(server, without, said):
 def test_what_changes_no_measurement_is_no_notice(server, without):
     server.offers.discard(without)
     assert ask(server).lacking == ()
+
+
+def test_a_version_alone_makes_no_vllm(server):
+    server.offers.discard("models")
+    assert ask(server).server == "version 0.32.0"
 
 
 def test_another_name_than_those_listed_is_told(server):
