@@ -24,7 +24,7 @@ class Attached:
     name = "attached"
 
     def __init__(self) -> None:
-        self._found: probing.Offers | None = None
+        self._found: dict[str, probing.Offers] = {}  # by address
 
     def version(self, spec: EngineSpec | None = None) -> str:
         """Of the server, where it says."""
@@ -54,18 +54,19 @@ class Attached:
 
     def probe(self, endpoint: Endpoint) -> tuple[Endpoint, tuple[str, ...]]:
         """Asks once: the server of a study stays the same."""
-        if self._found is None:
-            self._found = probing.ask(endpoint)
-        return self._found.endpoint, self._found.lacking
+        if endpoint.base_url not in self._found:
+            self._found[endpoint.base_url] = probing.ask(endpoint)
+        found = self._found[endpoint.base_url]
+        return found.endpoint, found.lacking
 
     def classify(self, log: str, exit_code: int | None) -> FailureClass | None:  # noqa: ARG002 - the contract's shape
         return None
 
     def tokenize(self, endpoint: Endpoint, text: str) -> list[int] | None:
         """By the route of whichever server it is."""
-        body = self._found.tokenizer if self._found else None
-        return probing.tokens(endpoint, body, text) if body else None
+        found = self._found.get(endpoint.base_url)
+        return probing.tokens(endpoint, found.tokenizer, text) if found and found.tokenizer else None
 
     def metrics(self, endpoint: Endpoint) -> dict[str, float]:
-        prefix = self._found.metrics_prefix if self._found else None
-        return {} if prefix is None else asking.metrics(endpoint, prefix)
+        found = self._found.get(endpoint.base_url)
+        return asking.metrics(endpoint, found.metrics_prefix) if found and found.metrics_prefix is not None else {}

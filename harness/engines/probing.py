@@ -88,7 +88,8 @@ def ask(endpoint: Endpoint) -> Offers:
             usual = "tgi" if _is_tgi(server) else next(iter(models), "")
             endpoint = replace(endpoint, served_model=usual)
         asked = _Asked(client, endpoint)
-        tokenizer = next((b for b in TOKENIZERS if _tokens(client, endpoint, b, " the") is not None), None)
+        # llama.cpp answers a body that it does not understand with no tokens.
+        tokenizer = next((b for b in TOKENIZERS if _tokens(client, endpoint, b, " the")), None)
         capabilities = [_listed(endpoint, models, server), *_answers(asked)]
     text = asking.metrics_text(endpoint)
     prefix = next((p for p in PREFIXES if re.search(rf"^{p}", text, re.MULTILINE)), "" if text else None)
