@@ -124,9 +124,11 @@ def tokens(endpoint: Endpoint, body: Mapping[str, Any], text: str) -> list[int] 
 
 
 def _client(api_key_env: str | None) -> httpx.Client:
+    """No connection is used twice: servers drop idle ones, and the next question would fail."""
     key = os.environ.get(api_key_env or "")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.Client(headers=headers, timeout=TIMEOUT_S, trust_env=False)
+    limits = httpx.Limits(max_keepalive_connections=0)
+    return httpx.Client(headers=headers, timeout=TIMEOUT_S, limits=limits, trust_env=False)
 
 
 def _tokens(client: httpx.Client, endpoint: Endpoint, body: Mapping[str, Any], text: str) -> list[int] | None:
