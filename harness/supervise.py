@@ -32,6 +32,7 @@ from harness.ledger import unusable
 from scenarios.spec import EngineSpec
 
 STOP_GRACE_S = 5.0
+HEALTH_LIMIT_S = 5.0  # SGLang generates a token, and takes more than a second, before it says that it is healthy
 _PROBE_EVERY_S = 0.05
 
 # Words that mean the same in every engine's log. First match wins.
@@ -165,7 +166,7 @@ def _refuse_a_stranger(port: int, health_path: str) -> None:
 
 def _wait_until_ready(engine: Engine, running: Running, deadline: float) -> None:
     health = running.endpoint.root_url + running.plan.health_path
-    with httpx.Client(timeout=2.0, trust_env=False) as client:
+    with httpx.Client(timeout=HEALTH_LIMIT_S, trust_env=False) as client:
         while True:
             if running.process is not None and running.process.poll() is not None:
                 raise _failure(engine, running.log_path, running.process.returncode, started=False)

@@ -21,6 +21,7 @@ from scenarios.errors import UserError
 
 CONTAINER = "engine"
 MEMORY_ROOM = 1.25  # of the memory plan: what no plan foresees must not be killed for
+PROBE_LIMIT_S = 5  # SGLang generates a token first: more than the second that is usual
 START_PROBES = 120  # times 10 s: weights are loaded and kernels compiled
 
 
@@ -65,7 +66,7 @@ class Kubernetes:
 def _pod(deployment: Deployment) -> dict[str, Any]:
     mounts, volumes = _storage(deployment)
     words = [word for flag in deployment.canonical.flags for word in flag.words]
-    probe = {"httpGet": {"path": deployment.health_path, "port": "http"}}
+    probe = {"httpGet": {"path": deployment.health_path, "port": "http"}, "timeoutSeconds": PROBE_LIMIT_S}
     container: dict[str, Any] = {
         "name": CONTAINER,
         "image": deployment.image,
