@@ -2,6 +2,9 @@
 
 import shutil
 from dataclasses import asdict
+from typing import Annotated
+
+import typer
 
 from autotune.console import JsonOption, emit_json, next_step, out, table
 
@@ -9,8 +12,30 @@ GIB = 1 << 30
 MARKS = {True: "[green]ok[/]", False: "[yellow]no[/]", None: "-"}
 
 
-def doctor(json: JsonOption = False) -> None:
+def doctor(
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="A running server instead of this machine.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="With --endpoint: the model to ask. Default: the first listed.")
+    ] = None,
+    api_key_env: Annotated[str | None, typer.Option(help="With --endpoint: NAME of the variable with its key.")] = None,
+    json: JsonOption = False,
+) -> None:
     """Say what this machine can run, what it grants to those who measure, and how to get what lacks."""
+    from scenarios.errors import UserError
+
+    if endpoint is not None:
+        from autotune.endpoint import show
+
+        show(endpoint, model, api_key_env, json=json)
+    elif model is not None or api_key_env is not None:
+        raise UserError("--model and --api-key-env have a meaning only with --endpoint")
+    else:
+        _machine(json=json)
+
+
+def _machine(*, json: bool) -> None:
     from rich.markup import escape
 
     from harness import plugins

@@ -107,8 +107,9 @@ def prepare(scenario: Scenario, root: Path, observer: Observer, *, build: bool, 
             "engine.base_url that means the same machine everywhere"
         )
     engine: Engine = plugins.load("engines", scenario.engine.name)()
-    # An engine that has no environment of its own need not take the argument.
-    version = engine.version(scenario.engine) if scenario.engine.python else engine.version()
+    # An engine that has no environment or address of its own need not take the argument.
+    own = scenario.engine.python or scenario.engine.base_url
+    version = engine.version(scenario.engine) if own else engine.version()
     if scenario.model.simulated is not None:
         observer.note("simulated: the engine follows a stated law, and no accelerator is measured")
     model = resolve(scenario.model, build=build, on_progress=lambda _done, _total, what: observer.begin(what, None))
@@ -146,6 +147,8 @@ def session(subject: Subject, config: ServingConfig, folder: Path) -> Iterator["
         subject.observer.note(f"  {notice}")
     subject.observer.begin("launch", None)
     with launch(subject.engine, subject.scenario.engine, plan, folder / "engine.log") as running:
+        for notice in running.notices:
+            subject.observer.note(f"  {notice}")
         if isinstance(subject.engine, SaysWhatItRuns):
             for line in subject.engine.disagreements(plan, running.log_path.read_text("utf-8", "replace")):
                 subject.observer.note(f"  {line}")

@@ -19,7 +19,7 @@ import httpx
 import psutil
 
 from harness import guard
-from harness.engines.base import Endpoint, Engine, LaunchPlan
+from harness.engines.base import Endpoint, Engine, FindsOut, LaunchPlan, root_of
 from harness.errors import (
     EngineCrashed,
     EngineHung,
@@ -32,6 +32,7 @@ from harness.ledger import unusable
 from scenarios.spec import EngineSpec
 
 STOP_GRACE_S = 5.0
+HEALTH_LIMIT_S = 5.0  # SGLang generates a token, and takes more than a second, before it says that it is healthy
 _PROBE_EVERY_S = 0.05
 
 # Words that mean the same in every engine's log. First match wins.
@@ -58,6 +59,7 @@ class Running:
     log_path: Path
     process: subprocess.Popen[bytes] | None = None  # the guard; None: attached
     engine: Engine | None = field(default=None, repr=False)
+    notices: tuple[str, ...] = ()  # what the server lacks, for people
 
     def check(self) -> None:
         """Raises EngineCrashed or EngineOutOfMemory when the process has ended."""
@@ -90,6 +92,8 @@ def launch(engine: Engine, spec: EngineSpec, plan: LaunchPlan, log_path: Path) -
     if plan.argv is None:
         yield _attach(engine, spec, plan, log_path)
         return
+    if spec.port is not None:
+        _refuse_a_stranger(spec.port, plan.health_path)
     port = spec.port or _free_port()
     argv = [part.format(port=port) if "{port}" in part else part for part in plan.argv]
     started = time.monotonic()
@@ -128,10 +132,12 @@ def launch(engine: Engine, spec: EngineSpec, plan: LaunchPlan, log_path: Path) -
 
 
 def _attach(engine: Engine, spec: EngineSpec, plan: LaunchPlan, log_path: Path) -> Running:
-    root = plan.base_url.removesuffix("/v1")
-    endpoint = Endpoint(root, plan.base_url, plan.served_model, spec.api_key_env, plan.request_extras)
+    endpoint = Endpoint(root_of(plan.base_url), plan.base_url, plan.served_model, spec.api_key_env, plan.request_extras)
     started = time.monotonic()
+    notices: tuple[str, ...] = ()
     try:
+        if isinstance(engine, FindsOut):
+            endpoint, notices = engine.probe(endpoint)
         complete(endpoint, timeout_s=spec.start_timeout_s)
     except httpx.HTTPStatusError as err:
         said = err.response.text[:200]
@@ -140,7 +146,7 @@ def _attach(engine: Engine, spec: EngineSpec, plan: LaunchPlan, log_path: Path) 
         raise EngineStartError(
             f"{plan.base_url} does not answer ({err}); is the server running, and the address right?"
         ) from err
-    return Running(plan, endpoint, time.monotonic() - started, log_path, engine=engine)
+    return Running(plan, endpoint, time.monotonic() - started, log_path, engine=engine, notices=notices)
 
 
 def _free_port() -> int:
@@ -150,9 +156,17 @@ def _free_port() -> int:
         return port
 
 
+def _refuse_a_stranger(port: int, health_path: str) -> None:
+    """A server that is healthy there already would be taken for the engine. Raises EngineStartError."""
+    health = f"http://127.0.0.1:{port}{health_path}"
+    with contextlib.suppress(httpx.HTTPError):
+        if httpx.get(health, timeout=1.0, trust_env=False).status_code == httpx.codes.OK:
+            raise EngineStartError(f"engine.port: {port} is taken: another server answers there", failure="port_taken")
+
+
 def _wait_until_ready(engine: Engine, running: Running, deadline: float) -> None:
     health = running.endpoint.root_url + running.plan.health_path
-    with httpx.Client(timeout=2.0, trust_env=False) as client:
+    with httpx.Client(timeout=HEALTH_LIMIT_S, trust_env=False) as client:
         while True:
             if running.process is not None and running.process.poll() is not None:
                 raise _failure(engine, running.log_path, running.process.returncode, started=False)
@@ -179,9 +193,11 @@ def _wait_until_ready(engine: Engine, running: Running, deadline: float) -> None
 def complete(endpoint: Endpoint, *, timeout_s: float) -> None:
     """One token, asked for like anybody would. Raises httpx.HTTPError."""
     key = os.environ.get(endpoint.api_key_env or "")
+    chat = endpoint.route == "/chat/completions"
+    said: dict[str, object] = {"messages": [{"role": "user", "content": "Hello"}]} if chat else {"prompt": "Hello"}
     response = httpx.post(
-        f"{endpoint.base_url}/completions",
-        json={"model": endpoint.served_model, "prompt": "Hello", "max_tokens": 1, "temperature": 0},
+        f"{endpoint.base_url}{endpoint.route}",
+        json={"model": endpoint.served_model, **said, "max_tokens": 1, "temperature": 0},
         headers={"Authorization": f"Bearer {key}"} if key else {},
         timeout=timeout_s,
         trust_env=False,

@@ -4,13 +4,15 @@ Knows nothing of what an engine calls its metrics or its fields.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
 
 from harness.engines.base import Endpoint
 from harness.errors import EngineCrashed
+
+NUMBER = r"([+-]?(?:\d[\d.e+-]*|NaN|Inf))"  # in Prometheus' text format
 
 
 def tokens(endpoint: Endpoint, body: Mapping[str, Any], engine: str) -> list[int]:
@@ -22,6 +24,12 @@ def tokens(endpoint: Endpoint, body: Mapping[str, Any], engine: str) -> list[int
         raise EngineCrashed(f"{engine} does not tokenize: {err}") from err
     found: list[int] = answer.json()["tokens"]
     return found
+
+
+def covering(said: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Ids of TGI's tokens that stand for some of the text; of all where its tokenizer does not say which do."""
+    some = [token["id"] for token in said if token["stop"] > token["start"]]
+    return some or [token["id"] for token in said]
 
 
 def metrics_text(endpoint: Endpoint) -> str:
@@ -40,7 +48,7 @@ def metrics(endpoint: Endpoint, prefix: str) -> dict[str, float]:
 
 def metrics_in(text: str, prefix: str) -> dict[str, float]:
     found: dict[str, float] = {}
-    for name, value in re.findall(rf"^{prefix}(\w+?)(?:\{{.*\}})? (\S+)$", text, re.MULTILINE):
+    for name, value in re.findall(rf"^{prefix}(\w+?)(?:\{{.*\}})? {NUMBER}$", text, re.MULTILINE):
         if not name.endswith(("_bucket", "_created")):
             found[name] = found.get(name, 0.0) + float(value)
     return found

@@ -6,7 +6,7 @@ Knows nothing of load, targets or search. The contract suite is tests/contract/e
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from harness.errors import FailureClass
 from scenarios.space import SearchSpace, ServingConfig, Value
@@ -57,13 +57,18 @@ class LaunchPlan:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A server that answers. ``root_url`` has /health and /metrics, ``base_url`` has /completions."""
+    """A server that answers. ``root_url`` has /health and /metrics, ``base_url`` has ``route`` for a single prompt."""
 
     root_url: str
     base_url: str
     served_model: str
     api_key_env: str | None = None
-    request_extras: Mapping[str, Any] = field(default_factory=dict)
+    request_extras: Mapping[str, Any] = field(default_factory=dict)  # None: such a key is not sent
+    route: Literal["/completions", "/chat/completions"] = "/completions"
+
+
+def root_of(base_url: str) -> str:
+    return base_url.rstrip("/").removesuffix("/v1")
 
 
 class Engine(Protocol):
@@ -108,3 +113,14 @@ class SaysWhatItRuns(Protocol):
 
     def disagreements(self, plan: LaunchPlan, log: str) -> tuple[str, ...]:
         """One sentence for each setting that is another than asked. Called once the engine is ready."""
+
+
+@runtime_checkable
+class FindsOut(Protocol):
+    """An engine that does not know beforehand what its server offers."""
+
+    def probe(self, endpoint: Endpoint) -> tuple[Endpoint, tuple[str, ...]]:
+        """How the server is to be asked, and one sentence for each thing it lacks: what follows from that.
+
+        Raises httpx.HTTPError where nobody answers.
+        """

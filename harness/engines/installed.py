@@ -78,8 +78,9 @@ def versions(package: Package, python: str) -> Mapping[str, str]:
         raise EngineNotInstalled(f"engine.python: {python} cannot be run: {err}") from err
     found: dict[str, str] = json.loads(said.stdout)
     if not found:
-        wanted = " (or ".join(package.distributions) + ")" * (len(package.distributions) - 1)
-        raise EngineNotInstalled(f"{python} has no {package.title}: `{python} -m pip install` {wanted}")
+        first, *others = package.distributions
+        instead = f" (or {', '.join(others)})" if others else ""
+        raise EngineNotInstalled(f"{python} has no {package.title}: `{python} -m pip install {first}`{instead}")
     return found
 
 

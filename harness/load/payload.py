@@ -45,24 +45,25 @@ def encode(
     extras: Mapping[str, object],
     traffic_class: str = "",
 ) -> bytes:
-    """JSON, UTF-8. ``messages``: question, answer, …, question; without a chat they are one text."""
+    """JSON, UTF-8. ``messages``: question, answer, …, question; without a chat they are one text.
+
+    ``extras``: keys beside, or in place of, the usual ones; None leaves a key out.
+    """
     if workload.api == "chat":
         said = [{"role": ROLES[i % 2], "content": message} for i, message in enumerate(messages)]
         content: dict[str, object] = {"messages": said}
     else:
         content = {"prompt": "".join(messages)}
     stream = {"stream": True, "stream_options": {"include_usage": True}} if workload.stream else {"stream": False}
-    return json.dumps(
-        {
-            "model": model,
-            **content,
-            "max_tokens": output_tokens,
-            "temperature": workload.temperature_of(traffic_class),
-            **stream,
-            **extras,
-        },
-        ensure_ascii=False,
-    ).encode()
+    document = {
+        "model": model,
+        **content,
+        "max_tokens": output_tokens,
+        "temperature": workload.temperature_of(traffic_class),
+        **stream,
+        **extras,
+    }
+    return json.dumps({k: v for k, v in document.items() if v is not None}, ensure_ascii=False).encode()
 
 
 def path(workload: Workload) -> str:

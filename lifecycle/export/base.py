@@ -4,6 +4,7 @@ Knows no format and no run folder. The contract suite is tests/contract/exporter
 """
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -13,7 +14,8 @@ from scenarios.errors import UserError
 from scenarios.space import digest
 from tuners.results import Winner
 
-PLACEMENT_FLAGS = ("--host", "--port")  # where it listens is no part of a configuration
+PLACEMENT_FLAGS = ("--host", "--hostname", "--port")  # where it listens is no part of a configuration
+HOST_FLAGS = {"text-generation-launcher": "--hostname"}  # of programs that do not call it --host
 SECRET_FLAGS = ("--api-key", "--api-key-file", "--hf-token", "--ssl-keyfile-password")
 SECRET_NAME = re.compile(r"(^|_)(API_?KEY|ACCESS_KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$")
 USER_AND_PASSWORD = re.compile(r"://[^/\s:@]+:[^/\s@]+@")
@@ -106,7 +108,7 @@ class Deployment:
         return str(path.parent if path.suffix == ".gguf" else path)
 
     def listening(self, host: str) -> tuple[str, ...]:
-        return ("--host", host, "--port", str(self.port))
+        return (HOST_FLAGS.get(self.canonical.program[0], "--host"), host, "--port", str(self.port))
 
     @property
     def told(self) -> tuple[str, ...]:
@@ -134,6 +136,30 @@ class DeployingExporter(Exporter, Protocol):
     """A format that carries the configuration itself, so that all of it can be read back."""
 
     def parse(self, text: str) -> Canonical: ...
+
+
+CONFIGURATION = "configuration: "
+ENVIRONMENT = "environment: "
+
+
+def head(deployment: Deployment) -> list[str]:
+    """Comments that carry what an engine's own file has no place for: configuration digest and environment."""
+    env = [f"{ENVIRONMENT}{name}={shlex.quote(value)}" for name, value in deployment.canonical.env.items()]
+    return [*deployment.told, f"{CONFIGURATION}{deployment.canonical.config_digest}", *env]
+
+
+def read_head(comments: Iterable[str]) -> tuple[dict[str, str], str]:
+    """Environment and configuration digest. Raises UserError where there is no digest."""
+    env: dict[str, str] = {}
+    configuration = None
+    for line in comments:
+        if line.startswith(ENVIRONMENT):
+            name, _, env[name] = shlex.split(line.removeprefix(ENVIRONMENT))[0].partition("=")
+        elif line.startswith(CONFIGURATION):
+            configuration = line.removeprefix(CONFIGURATION)
+    if configuration is None:
+        raise UserError(f"not a file of ours: its head does not say `{CONFIGURATION.strip()}`")
+    return env, configuration
 
 
 def refuse_what_no_format_may_carry(canonical: Canonical) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lifecycle.export import yaml_text
 from lifecycle.export.base import Canonical, Deployment
-from lifecycle.export.containers import EVERY_INTERFACE, image_program
+from lifecycle.export.containers import EVERY_INTERFACE, SHARING_MEMORY, image_program
 from scenarios.errors import UserError
 
 LABEL = "autotune.configuration"
@@ -36,8 +36,8 @@ class Compose:
             service["environment"] = dict(canonical.env)
         if (folder := deployment.model_folder) is not None:
             service["volumes"] = [{"type": "bind", "source": folder, "target": folder, "read_only": True}]
-        if deployment.engine.startswith("vllm"):
-            service["ipc"] = "host"  # its processes share memory
+        if deployment.engine in SHARING_MEMORY:
+            service["ipc"] = "host"
         if deployment.gpus:
             device = {"driver": "nvidia", "count": deployment.gpus, "capabilities": ["gpu"]}
             service["deploy"] = {"resources": {"reservations": {"devices": [device]}}}

@@ -10,6 +10,7 @@ from typing import Any
 from lifecycle.export.base import Deployment
 
 IMAGE_PROGRAMS = {"llama-server": "/app/llama-server"}  # where the published image has it, if not on PATH
+SHARING_MEMORY = ("vllm", "vllm-cpu", "sglang", "tgi")  # engines whose processes share memory
 NAME_EXPANSION = re.compile(r"\$\$|\$\(([^)]*)\)")
 ANNOTATION = "autotune/configuration"
 EVERY_INTERFACE = "0.0.0.0"  # noqa: S104 - inside a container, behind the ports that it publishes

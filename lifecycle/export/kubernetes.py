@@ -10,6 +10,7 @@ from lifecycle.export.base import Canonical, Deployment
 from lifecycle.export.containers import (
     ANNOTATION,
     EVERY_INTERFACE,
+    SHARING_MEMORY,
     env_list,
     env_read,
     escaped,
@@ -20,6 +21,7 @@ from scenarios.errors import UserError
 
 CONTAINER = "engine"
 MEMORY_ROOM = 1.25  # of the memory plan: what no plan foresees must not be killed for
+PROBE_LIMIT_S = 5  # SGLang generates a token first: more than the second that is usual
 START_PROBES = 120  # times 10 s: weights are loaded and kernels compiled
 
 
@@ -64,7 +66,7 @@ class Kubernetes:
 def _pod(deployment: Deployment) -> dict[str, Any]:
     mounts, volumes = _storage(deployment)
     words = [word for flag in deployment.canonical.flags for word in flag.words]
-    probe = {"httpGet": {"path": deployment.health_path, "port": "http"}}
+    probe = {"httpGet": {"path": deployment.health_path, "port": "http"}, "timeoutSeconds": PROBE_LIMIT_S}
     container: dict[str, Any] = {
         "name": CONTAINER,
         "image": deployment.image,
@@ -91,7 +93,7 @@ def _storage(deployment: Deployment) -> tuple[list[dict[str, Any]], list[dict[st
     if (folder := deployment.model_folder) is not None:
         mounts.append({"name": "model", "mountPath": folder, "readOnly": True})
         volumes.append({"name": "model", "hostPath": {"path": folder, "type": "Directory"}})
-    if deployment.engine.startswith("vllm"):
+    if deployment.engine in SHARING_MEMORY:
         mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})  # noqa: S108 - where it is, in every container
         volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory"}})
     return mounts, volumes

@@ -22,7 +22,12 @@ IMAGES = {
     "llamacpp": "ghcr.io/ggml-org/llama.cpp:server",
     "vllm": "vllm/vllm-openai",
     "vllm-cpu": "vllm/vllm-openai-cpu",
+    "sglang": "lmsysorg/sglang",
+    "tgi": "ghcr.io/huggingface/text-generation-inference",
 }
+TAGS = {"vllm": "v", "vllm-cpu": "v", "sglang": "v", "tgi": ""}  # what images put before their version
+MODEL_FLAGS = ("--model", "--model-path", "--model-id")
+ON_GPUS = ("vllm", "sglang", "tgi")
 LONGEST_NAME = 40
 
 
@@ -56,12 +61,12 @@ def deployment(run: Path, placement: Placement) -> Deployment:
         engine=engine,
         name=_name(placement.name or run.resolve().name),
         served_model=winner.identity.model,
-        model=canonical.flag("--model") or canonical.program[-1],
+        model=next(filter(None, map(canonical.flag, MODEL_FLAGS)), canonical.program[-1]),
         health_path=str(plan.get("health_path", "/health")),
         port=placement.port,
         image=placement.image or _image(engine, winner.identity.version),
         program=placement.program or canonical.program[0],
-        gpus=int(knobs.get("tensor_parallel", 1)) * int(knobs.get("data_parallel", 1)) if engine == "vllm" else 0,
+        gpus=int(knobs.get("tensor_parallel", 1)) * int(knobs.get("data_parallel", 1)) if engine in ON_GPUS else 0,
         memory_bytes=plan.get("expected_memory_bytes"),
         winner=winner,
     )
@@ -93,8 +98,8 @@ def _exported_argv(winner: Winner) -> list[str]:
 def _image(engine: str, version: str) -> str:
     """The engine's published image, of the version that was measured where that can be told."""
     name = IMAGES.get(engine, engine)
-    if engine.startswith("vllm") and (found := re.search(r"\d+\.\d+\.\d+", version)):
-        return f"{name}:v{found[0]}"
+    if engine in TAGS and (found := re.search(r"\d+\.\d+\.\d+(\.post\d+)?", version)):
+        return f"{name}:{TAGS[engine]}{found[0]}"
     return name
 
 

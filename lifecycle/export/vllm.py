@@ -5,15 +5,12 @@ command in its head. Knows nothing of containers.
 """
 
 import shlex
-from typing import Any
 
 from lifecycle.export import yaml_text
-from lifecycle.export.base import Canonical, Deployment, only_for
+from lifecycle.export.base import Canonical, Deployment, head, only_for, read_head
 from scenarios.errors import UserError
 
 COMMAND = "command: "
-ENVIRONMENT = "environment: "
-CONFIGURATION = "configuration: "
 
 
 class VllmYaml:
@@ -26,14 +23,10 @@ class VllmYaml:
         program, serve, model = canonical.program
         switches = [flag.name for flag in canonical.flags if not flag.values]
         command = [program, serve, "--config", self.file_name, *switches, *deployment.listening("127.0.0.1")]
-        head = [
-            *deployment.told,
-            f"{CONFIGURATION}{canonical.config_digest}",
-            *(f"{ENVIRONMENT}{name}={shlex.quote(value)}" for name, value in canonical.env.items()),
-            f"{COMMAND}{shlex.join(command)}",
-        ]
-        settings = {flag.name.removeprefix("--"): _value(flag.values) for flag in canonical.flags if flag.values}
-        return yaml_text.dump([{"model": model, **settings}], head)
+        settings = {
+            flag.name.removeprefix("--"): yaml_text.scalar(flag.values) for flag in canonical.flags if flag.values
+        }
+        return yaml_text.dump([{"model": model, **settings}], [*head(deployment), f"{COMMAND}{shlex.join(command)}"])
 
     def parse(self, text: str) -> Canonical:
         (settings,) = yaml_text.read(text)
@@ -41,27 +34,12 @@ class VllmYaml:
         commands = [line.removeprefix(COMMAND) for line in told if line.startswith(COMMAND)]
         if len(commands) != 1 or "model" not in settings:
             raise UserError("not a file of ours: it must hold `model`, and the command in its head")
-        env: dict[str, str] = {}
-        for line in told:
-            if line.startswith(ENVIRONMENT):
-                name, _, value = shlex.split(line.removeprefix(ENVIRONMENT))[0].partition("=")
-                env[name] = value
+        env, configuration = read_head(told)
         program, serve, _config, _file, *switches = shlex.split(commands[0])
-        given: list[str] = [word for name, value in settings.items() if name != "model" for word in _words(name, value)]
-        configuration = next(line.removeprefix(CONFIGURATION) for line in told if line.startswith(CONFIGURATION))
+        given = [
+            word for name, said in settings.items() if name != "model" for word in (f"--{name}", *yaml_text.words(said))
+        ]
         return Canonical.of([program, serve, str(settings["model"]), *given, *switches], env, configuration)
 
     def digest(self, text: str) -> str:
         return self.parse(text).digest
-
-
-def _value(values: tuple[str, ...]) -> Any:
-    if len(values) > 1:
-        return list(values)
-    text = values[0]
-    return int(text) if text.isascii() and text.isdigit() and str(int(text)) == text else text
-
-
-def _words(name: str, value: Any) -> list[str]:
-    values = value if isinstance(value, list) else [value]
-    return [f"--{name}", *(str(v) for v in values)]

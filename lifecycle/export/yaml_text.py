@@ -43,6 +43,19 @@ def read(text: str) -> list[dict[str, Any]]:
     return documents
 
 
+def scalar(values: Sequence[str]) -> Any:
+    """The values of a flag: a list of several, a number where one is written as YAML would write it."""
+    if len(values) > 1:
+        return list(values)
+    text = values[0]
+    return int(text) if text.isascii() and text.isdigit() and str(int(text)) == text else text
+
+
+def words(said: Any) -> list[str]:
+    """The values that `scalar` was given."""
+    return [str(value) for value in said] if isinstance(said, list) else [str(said)]
+
+
 def comments(text: str) -> list[str]:
     return [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")]
 

@@ -1,4 +1,4 @@
-"""What every engine must keep, on a real process. A plug-in's author subclasses `EngineSuite`.
+"""What every engine must keep, on a real process. A plug-in's author subclasses `EngineSuite`: docs/engines.md.
 
 class TestMine(EngineSuite):
     engine = Mine()
@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from harness.engines.base import HostLimits
+from harness.errors import ConfigurationImpossible
 from harness.host import limits
 from harness.supervise import launch
 from scenarios.space import SearchSpace, ServingConfig
@@ -22,16 +23,18 @@ from scenarios.spec import EngineSpec
 class EngineSuite:
     engine = None
     spec = EngineSpec()
+    host = limits()  # what is planned for, and where the engine is launched
+    roomy = HostLimits(64, 1 << 50, (1 << 40,) * 8)  # where nothing is refused for its memory
 
     @pytest.fixture(scope="class")
     @classmethod
     def space(cls, model) -> SearchSpace:
-        return cls.engine.knobs(cls.spec, model, limits())
+        return cls.engine.knobs(cls.spec, model, cls.host)
 
     @pytest.fixture(scope="class")
     @classmethod
     def running(cls, model, space, tmp_path_factory):
-        plan = cls.engine.plan(cls.spec, model, space.default(), limits())
+        plan = cls.engine.plan(cls.spec, model, space.default(), cls.host)
         log = tmp_path_factory.mktemp("engine") / "engine.log"
         with launch(cls.engine, cls.spec, plan, log) as running:
             yield running
@@ -44,18 +47,18 @@ class EngineSuite:
         for knob in space.knobs:
             assert knob.default in knob.choices, knob.name
             assert knob.doc, knob.name
-        self.engine.plan(self.spec, model, space.default(), limits())
+        self.engine.plan(self.spec, model, space.default(), self.host)
 
     def test_planning_is_pure(self, model, space):
-        for config in self._sample(space):
-            first = self.engine.plan(self.spec, model, config, HostLimits(64, 1 << 50))
-            assert first == self.engine.plan(self.spec, model, config, HostLimits(64, 1 << 50))
+        for config in self._sample(model, space):
+            first = self.engine.plan(self.spec, model, config, self.roomy)
+            assert first == self.engine.plan(self.spec, model, config, self.roomy)
             assert first.config.digest == config.digest
 
     def test_equal_plans_mean_equal_configurations(self, model, space):
         """Every knob reaches the command line (or the environment): no two configurations launch alike."""
-        configs = self._sample(space)
-        plans = [self.engine.plan(self.spec, model, c, HostLimits(64, 1 << 50)) for c in configs]
+        configs = self._sample(model, space)
+        plans = [self.engine.plan(self.spec, model, c, self.roomy) for c in configs]
         assert len({(p.argv, tuple(p.env.items())) for p in plans}) == len(configs)
 
     def test_it_completes_and_streams_with_usage(self, running):
@@ -79,13 +82,17 @@ class EngineSuite:
     def test_metrics_are_numbers(self, running):
         assert all(isinstance(v, float) for v in self.engine.metrics(running.endpoint).values())
 
-    def _sample(self, space: SearchSpace) -> list[ServingConfig]:
+    def _sample(self, model, space: SearchSpace) -> list[ServingConfig]:
         """The default, and every change of one knob (and of what gives it a meaning) that can be planned."""
         configs = [space.default()]
         for knob in space.knobs:
             needed = {knob.when[0]: knob.when[1][0]} if knob.when else {}
             configs += [space.complete({**needed, knob.name: v}) for v in knob.choices if v != knob.default]
-        return [c for c in configs if self._plannable(c)]
+        return [c for c in configs if self._plannable(model, c)]
 
-    def _plannable(self, config: ServingConfig) -> bool:
+    def _plannable(self, model, config: ServingConfig) -> bool:
+        try:
+            self.engine.plan(self.spec, model, config, self.roomy)
+        except ConfigurationImpossible:
+            return False
         return True

@@ -74,8 +74,8 @@ def test_pip_s_last_words_are_kept(cache):
 
 
 def test_an_engine_without_a_recipe_is_refused_with_those_that_have_one():
-    with pytest.raises(UserError, match=f"no recipe for sglang .*{', '.join(RECIPES)}"):
-        install("sglang", lambda _: None)
+    with pytest.raises(UserError, match=f"no recipe for nobodys-engine .*{', '.join(RECIPES)}"):
+        install("nobodys-engine", lambda _: None)
 
 
 def test_keep_does_nothing_where_it_is_there(steps, monkeypatch):

@@ -384,6 +384,7 @@ def test_metrics_are_summed_over_engines_by_short_name():
         'vllm:prefix_cache_hits_created{engine="0"} 1.7e+09\n'
         'vllm:e2e_request_latency_seconds_bucket{le="0.3"} 7.0\n'
         "process_open_fds 12.0\n"
+        "vllm:no number\n"
     )
     assert metrics_in(text, "vllm:") == {"num_requests_running": 5.0, "prefix_cache_hits_total": 1500.0}
 

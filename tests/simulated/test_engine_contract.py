@@ -47,13 +47,6 @@ class TestSimulated(engine_suite.EngineSuite):
     def model(cls):
         return shape()
 
-    def _plannable(self, config):
-        try:
-            law(self.spec, shape(), config)
-        except ConfigurationImpossible:
-            return False
-        return True
-
     def test_it_says_simulated_wherever_it_speaks(self, running):
         body = {"model": running.endpoint.served_model, "prompt": " a", "max_tokens": 3}
         answer = httpx.post(f"{running.endpoint.base_url}/completions", json=body, timeout=60)

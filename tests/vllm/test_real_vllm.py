@@ -48,12 +48,6 @@ class TestContract(engine_suite.EngineSuite):
     def model(cls, smollm):
         return smollm
 
-    def _plannable(self, config):
-        return not (
-            int(config.knobs.get("long_prefill_token_threshold", 0)) > 512
-            or (config.knobs["chunked_prefill"] is False and config.knobs["max_num_batched_tokens"] != knobs.AUTO)
-        )
-
     def test_its_log_says_what_was_asked(self, running):
         log = running.log_path.read_text()
         said = words.resolved(log)

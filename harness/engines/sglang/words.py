@@ -39,11 +39,8 @@ REASONS: words.Reasons = (
         ),
     ),
 )
-# `[2026-11-25 12:00:00 TP0] text`: SGLang prints no level. What it resolved and what it tells people is no reason.
-NO_REASON = re.compile(
-    r"server_args=|UserWarning|FutureWarning|DeprecationWarning|is deprecated|\[1;33m|^\s*(INFO|WARNING|DEBUG):"
-    r"|has been? disabled|are disabled because|fall(ing)? back|by default"
-)
+# SGLang prints no levels: only a line that speaks of an error is a reason.
+NO_REASON = re.compile(r"server_args=|^(?!.*(Error|ERROR|Exception|error:|out of memory))")
 ARGUMENTS_LINE = re.compile(r"server_args=(?:ServerArgs\()?(?P<all>.*)")
 ROOM_LINE = re.compile(
     r"max_total_num_tokens=(?P<kv_cache_tokens>\d+), chunked_prefill_size=(?P<chunked_prefill_size>-?\d+), "

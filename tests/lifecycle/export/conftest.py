@@ -1,4 +1,4 @@
-"""Random deployments of both engines: points of the engine's own space, and words that break quoting."""
+"""Random deployments of all engines: points of the engine's own space, and words that break quoting."""
 
 import json
 import random
@@ -9,6 +9,8 @@ import pytest
 
 from harness.engines.base import HostLimits, ResolvedModel
 from harness.engines.llamacpp import LlamaCpp
+from harness.engines.sglang.adapter import Sglang
+from harness.engines.tgi import Tgi
 from harness.engines.vllm.adapter import Vllm, VllmCpu
 from harness.errors import ConfigurationImpossible
 from harness.models.hugging_face import HUB, in_folder, of_hub
@@ -57,36 +59,55 @@ def llama_deployments(llama_model):
 
 
 @pytest.fixture(scope="session")
-def vllm_deployments(tmp_path_factory):
-    """``vllm_deployments(n, seed)``: random points of vLLM's whole space, with and without GPUs in turn."""
+def models(tmp_path_factory):
+    """One that the engine fetches from a hub, and one in a folder of this machine."""
     cache = tmp_path_factory.mktemp("cache")
     of_the_hub = of_hub(ModelRef(name="llama-3.1-8b-instruct"), HUB["llama-3.1-8b-instruct"], cache, str)
     folder = tmp_path_factory.mktemp("models") / "grün 'n' 100% $HOME"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(dict(HUB["smollm2-135m-instruct-hf"].config)))
     (folder / "model.safetensors").write_bytes(b"x" * 1000)
-    in_a_folder = in_folder(ModelRef(path=str(folder)), folder, str)
+    return of_the_hub, in_folder(ModelRef(path=str(folder)), folder, str)
+
+
+def of_whole_spaces(engines, models, model_of):
+    """``deployments(n, seed)``: random points of the engines' whole spaces, with each model in turn."""
     gpus = HostLimits(64, 1 << 50, (80 << 30,) * 8)
 
     def deployments(n, seed):
         rng = random.Random(seed)
         found = []
         while len(found) < n:
-            engine, model = [(Vllm(), of_the_hub), (VllmCpu(), in_a_folder)][len(found) % 2]
+            engine, model = engines[len(found) % 2], models[len(found) % 2]
             spec = EngineSpec(name=engine.name)
             config = random_config(engine.knobs(spec, model, gpus), rng)
             try:
                 plan = engine.plan(spec, model, config, gpus)
             except ConfigurationImpossible:
                 continue
+            where = model_of(plan.deploy_argv)
             found.append(
-                deployment_of(
-                    config, plan.deploy_argv, plan.env, engine=engine.name, label=model.label, model=plan.deploy_argv[2]
-                )
+                deployment_of(config, plan.deploy_argv, plan.env, engine=engine.name, label=model.label, model=where)
             )
         return found
 
     return deployments
+
+
+@pytest.fixture(scope="session")
+def vllm_deployments(models):
+    """With and without GPUs in turn."""
+    return of_whole_spaces((Vllm(), VllmCpu()), models, lambda argv: argv[2])
+
+
+@pytest.fixture(scope="session")
+def sglang_deployments(models):
+    return of_whole_spaces((Sglang(), Sglang()), models, lambda argv: argv[argv.index("--model-path") + 1])
+
+
+@pytest.fixture(scope="session")
+def tgi_deployments(models):
+    return of_whole_spaces((Tgi(), Tgi()), models, lambda argv: argv[argv.index("--model-id") + 1])
 
 
 @pytest.fixture(scope="session")

@@ -114,7 +114,7 @@ def deployment_of(config, argv, env=None, *, engine, label, model):
         port=8080,
         image="example/image:v1.2.3",
         program=canonical.program[0],
-        gpus=2 if engine == "vllm" else 0,
+        gpus=2 if engine in {"vllm", "sglang", "tgi"} else 0,
         memory_bytes=3 << 30,
         winner=winner_of(config, argv, env or {}, engine=engine, label=label),
     )

@@ -1,4 +1,4 @@
-"""Every format keeps the exporter's contract, for both engines and for words that break quoting."""
+"""Every format keeps the exporter's contract, for all engines and for words that break quoting."""
 
 import sys
 from pathlib import Path
@@ -17,6 +17,8 @@ FOR_ONE_ENGINE = {
     "production-stack": "vllm",
     "vllm": "vllm",
     "argo-analysis": "vllm",
+    "sglang": "sglang",
+    "tgi": "tgi",
 }
 
 
@@ -25,8 +27,9 @@ def suite_of(name):
         exporter = plugins.load("exporters", name)()
 
         @pytest.fixture
-        def deployments(self, llama_deployments, vllm_deployments, hazardous):
-            return [*llama_deployments(3, 1), *vllm_deployments(4, 1), *hazardous(12, 2)]
+        def deployments(self, llama_deployments, vllm_deployments, sglang_deployments, tgi_deployments, hazardous):
+            others = [*sglang_deployments(4, 1), *tgi_deployments(4, 1)]
+            return [*llama_deployments(3, 1), *vllm_deployments(4, 1), *others, *hazardous(12, 2)]
 
     return Suite
 

@@ -1,10 +1,11 @@
-"""800 random configurations through every format and back, and what each refuses."""
+"""1,400 random configurations through every format and back, and what each refuses."""
 
 from collections import Counter
 
 from harness import plugins
 from scenarios.errors import UserError
 
+EVERYWHERE = ("winner", "shell", "systemd", "compose", "k8s")
 REFUSALS = (
     "is for",
     "KServe would take a `{{`",
@@ -32,18 +33,26 @@ def through_every_format(deployments):
 
 def test_llama_cpp(llama_deployments):
     carried = through_every_format(llama_deployments(300, 11))
-    assert carried == dict.fromkeys(("winner", "shell", "systemd", "compose", "k8s", "llamacpp"), 300)
+    assert carried == dict.fromkeys((*EVERYWHERE, "llamacpp"), 300)
 
 
 def test_vllm(vllm_deployments):
     carried = through_every_format(vllm_deployments(300, 13))
-    all_but_one = [name for name in plugins.names("exporters") if name != "llamacpp"]
-    assert carried == dict.fromkeys(all_but_one, 300)
+    others = {"llamacpp", "sglang", "tgi"}
+    assert carried == dict.fromkeys(set(plugins.names("exporters")) - others, 300)
+
+
+def test_sglang(sglang_deployments):
+    assert through_every_format(sglang_deployments(300, 14)) == dict.fromkeys((*EVERYWHERE, "sglang"), 300)
+
+
+def test_tgi(tgi_deployments):
+    assert through_every_format(tgi_deployments(300, 15)) == dict.fromkeys((*EVERYWHERE, "tgi"), 300)
 
 
 def test_words_that_break_quoting(hazardous):
     carried = through_every_format(hazardous(200, 12))
-    always = dict.fromkeys(("winner", "shell", "systemd", "compose", "k8s", "production-stack", "vllm"), 200)
+    always = dict.fromkeys((*EVERYWHERE, "production-stack", "vllm"), 200)
     assert {name: n for name, n in carried.items() if name in always} == always
     assert carried["kserve"] > 100
     assert carried["argo-analysis"] > 150

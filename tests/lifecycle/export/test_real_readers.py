@@ -3,6 +3,8 @@
 import os
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,8 +13,14 @@ from lifecycle.export.base import Canonical
 from lifecycle.export.compose import Compose
 from lifecycle.export.kserve import KServe
 from lifecycle.export.kubernetes import Kubernetes
+from lifecycle.export.sglang import SglangYaml
 from lifecycle.export.shell import Shell
 from lifecycle.export.systemd import Systemd
+from lifecycle.export.tgi import LAUNCHER, TgiEnvironment
+from scenarios.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from deployments import HAZARDS, deployment_of
 
 KUBERNETES = "1.34"
 STUB = """#!/bin/sh
@@ -104,3 +112,60 @@ def test_readers_of_older_yaml_see_the_same_document(hazardous):
         for exporter in (Compose(), Kubernetes()):
             text = exporter.render(deployment)
             assert list(yaml.safe_load_all(text)) == yaml_text.read(text)
+
+
+def of_hazards(engine, program, model_flag, label_flag):
+    """Command lines of another engine whose every value is one of HAZARDS."""
+    from scenarios.space import ServingConfig
+
+    for number, word in enumerate(HAZARDS):
+        argv = [*program, model_flag, f"/models/{word}", label_flag, word, "--port", "{port}", "--a-switch"]
+        config = ServingConfig(engine, {"number": number})
+        yield deployment_of(config, argv, {"NOTE": word}, engine=engine, label=word, model=argv[len(program) + 1])
+
+
+def test_sglang_reads_its_file_as_the_same_command_line(sglang_deployments):
+    """By the rules of SGLang 0.5.23's ConfigArgumentMerger: PyYAML, `true` is the flag alone, all else its text."""
+    yaml = pytest.importorskip("yaml")
+    hazards = of_hazards("sglang", ["sglang", "serve"], "--model-path", "--served-model-name")
+    for deployment in [*sglang_deployments(20, 3), *hazards]:
+        settings = yaml.safe_load(SglangYaml().render(deployment))
+        argv = ["sglang", "serve"]
+        for key, value in settings.items():
+            argv += [f"--{key}"] if value is True else [f"--{key}", str(value)]
+        canonical = deployment.canonical
+        assert Canonical.of(argv, canonical.env, canonical.config_digest) == canonical
+
+
+def test_docker_gives_tgis_launcher_the_same_arguments(tgi_deployments):
+    """A line is NAME=VALUE, or a comment; nothing is quoted."""
+    for deployment in [*tgi_deployments(20, 3), *of_hazards("tgi", [LAUNCHER], "--model-id", "--revision")]:
+        text = TgiEnvironment().render(deployment)
+        variables = dict(line.split("=", 1) for line in text.splitlines() if not line.startswith("#"))
+        for flag in deployment.canonical.flags:
+            said = flag.values[0] if flag.values else "true"
+            assert variables.pop(flag.name[2:].replace("-", "_").upper()) == said
+        assert variables == {**deployment.canonical.env, "HOSTNAME": "0.0.0.0", "PORT": "8080"}
+
+
+def test_a_variable_that_is_an_argument_too_is_refused():
+    from scenarios.space import ServingConfig
+
+    argv = [LAUNCHER, "--model-id", "org/m", "--quantize", "fp8"]
+    made = deployment_of(ServingConfig("tgi", {}), argv, {"QUANTIZE": "awq"}, engine="tgi", label="m", model="org/m")
+    with pytest.raises(UserError, match="QUANTIZE would be set twice"):
+        TgiEnvironment().render(made)
+
+
+@pytest.mark.parametrize(
+    ("engine", "version", "image"),
+    [
+        ("vllm", "vllm 0.32.0", "vllm/vllm-openai:v0.32.0"),
+        ("sglang", "sglang 0.5.23", "lmsysorg/sglang:v0.5.23"),
+        ("tgi", "tgi 3.3.6", "ghcr.io/huggingface/text-generation-inference:3.3.6"),
+    ],
+)
+def test_the_image_is_of_the_version_that_was_measured(engine, version, image):
+    from lifecycle.export.run import _image
+
+    assert _image(engine, version) == image
