@@ -16,7 +16,7 @@ import httpx
 import psutil
 
 from harness import audit, plugins
-from harness.engines.base import Engine, HostLimits, LaunchPlan, ResolvedModel, SaysWhatItRuns
+from harness.engines.base import Engine, HostLimits, LaunchPlan, ResolvedModel, SaysWhatItRuns, check_loads
 from harness.errors import EngineCrashed, EngineHung
 from harness.host import limits
 from harness.judge import judge
@@ -28,13 +28,13 @@ from harness.load.records import LiveCounters, LoadPlan, LoadResult
 from harness.measurement import EngineIdentity, Measurement, RunKind, Verdict
 from harness.meters import HostMeters, is_here
 from harness.models.store import resolve
-from harness.observe import Observed, RunContext, Target, summarise
+from harness.observe import Observed, RunContext, Target, latency_name, summarise
 from harness.stopping import StopWhen, certain_misses, concerned, hopeless
 from harness.supervise import Running, complete, launch
 from harness.telemetry import EngineTree
 from scenarios import workload as schedules
 from scenarios.errors import UserError
-from scenarios.space import SearchSpace, ServingConfig
+from scenarios.space import Knob, SearchSpace, ServingConfig, Value
 from scenarios.spec import Scenario
 from scenarios.traffic import Workload
 from scenarios.words import estimated_tokens
@@ -77,7 +77,7 @@ class Subject:
 
     def space(self) -> SearchSpace:
         """All that the engine offers here, before the scenario narrows it."""
-        return self.engine.knobs(self.scenario.engine, self.model, self.host)
+        return offered(self.engine, self.scenario, self.model, self.host)
 
     def plan(self, config: ServingConfig) -> LaunchPlan:
         return self.engine.plan(self.scenario.engine, self.model, config, self.host)
@@ -92,7 +92,26 @@ class Subject:
             model_digest=self.model.digests.get(str(plan.config.knobs.get("variant", ""))),
             config_digest=plan.config.digest,
             simulated=plan.simulated,
+            dummy_weights=self.scenario.model.weights == "dummy",
         )
+
+
+def engine_of(scenario: Scenario) -> Engine:
+    """Raises UserError for an engine that is not there, or that cannot load what the scenario asks for."""
+    engine: Engine = plugins.load("engines", scenario.engine.name)()
+    check_loads(engine, scenario.model)
+    return engine
+
+
+def offered(engine: Engine, scenario: Scenario, model: ResolvedModel, host: HostLimits) -> SearchSpace:
+    """All that the engine offers here, but for what would empty a promise of its meaning."""
+    promised = {latency_name(metric) for metric in scenario.targets}
+
+    def spoils(knob: Knob, _: Value) -> str | None:
+        spoilt = promised.intersection(knob.spoils)
+        return f"a target of {' and '.join(sorted(spoilt))} would mean little with it" if spoilt else None
+
+    return engine.knobs(scenario.engine, model, host).without(spoils)
 
 
 def prepare(scenario: Scenario, root: Path, observer: Observer, *, build: bool, fleet: Fleet = ALONE) -> Subject:
@@ -106,11 +125,13 @@ def prepare(scenario: Scenario, root: Path, observer: Observer, *, build: bool, 
             f"workers on other machines cannot reach {reached}: they need engine.name: attached and an "
             "engine.base_url that means the same machine everywhere"
         )
-    engine: Engine = plugins.load("engines", scenario.engine.name)()
+    engine = engine_of(scenario)
     # An engine that has no environment of its own need not take the argument.
     version = engine.version(scenario.engine) if scenario.engine.python else engine.version()
     if scenario.model.simulated is not None:
         observer.note("simulated: the engine follows a stated law, and no accelerator is measured")
+    if scenario.model.weights == "dummy":
+        observer.note("dummy weights: the speed is real, every answer is noise")
     model = resolve(scenario.model, build=build, on_progress=lambda _done, _total, what: observer.begin(what, None))
     return Subject(scenario, engine, version, model, limits(), root, observer, fleet=fleet)
 

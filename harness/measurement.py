@@ -221,6 +221,7 @@ class EngineIdentity(Record):
     model_digest: str | None
     config_digest: str
     simulated: bool = False  # a stated law, no hardware
+    dummy_weights: bool = False  # random ones: the speed is real, every answer is noise
 
 
 def dump(record: BaseModel) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ class Knob:
     ``affects_output``: whether the generated text may change, so that quality must be measured again.
     ``recompiles``: whether another value makes the engine compile its kernels again.
     ``repair``: a remedy for a configuration that fails: searched only where the scenario names it.
+    ``spoils``: latencies, such as tpot, whose promise would lose its meaning: not offered beside such a target.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Knob:
     when: tuple[str, tuple[Value, ...]] | None = None
     recompiles: bool = False
     repair: bool = False
+    spoils: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         assert self.choices, self.name
@@ -94,8 +96,8 @@ class ServingConfig:
 class SearchSpace:
     """The knobs an engine offers, narrowed by a scenario. Order matters: a ``when`` points backwards.
 
-    ``absent``: knob, value and why the installed engine does not know it, though other releases do. Such a value is
-    left out of the space, with a notice where the scenario asks for it, and never reaches the engine.
+    ``absent``: knob, value and why it is not offered here, though it is elsewhere. Such a value is left out of the
+    space, with a notice where the scenario asks for it, and never reaches the engine.
     """
 
     engine: str
@@ -128,6 +130,15 @@ class SearchSpace:
             if knob.active(values):
                 values[knob.name] = wanted.get(knob.name, knob.default)
         return ServingConfig(self.engine, values)
+
+    def without(self, why_not: Callable[[Knob, Value], str | None]) -> "SearchSpace":
+        """Without the values that ``why_not`` has a reason against; a knob's default always stays."""
+        kept, absent = [], []
+        for knob in self.knobs:
+            reasons = {value: why_not(knob, value) for value in knob.choices if value != knob.default}
+            absent += [(knob.name, value, why) for value, why in reasons.items() if why]
+            kept.append(replace(knob, choices=tuple(v for v in knob.choices if not reasons.get(v))))
+        return replace(self, knobs=tuple(kept), absent=(*self.absent, *absent))
 
     def narrowed(self, only: Mapping[str, tuple[Value, ...]]) -> "SearchSpace":
         """Each knob restricted to ``only[knob]`` (order kept); the others stay at their default alone.

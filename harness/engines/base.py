@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from harness.errors import FailureClass
+from scenarios.errors import UserError
 from scenarios.space import SearchSpace, ServingConfig, Value
 from scenarios.spec import EngineSpec, ModelRef
 
@@ -23,6 +24,7 @@ class ResolvedModel:
     variants: Mapping[str, Path] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
     repositories: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # fetched by the engine: name, revision
+    draft: "ResolvedModel | None" = None  # of `model.draft`; None: none is asked for, or the model's own layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,21 @@ def presets(engine: Engine) -> Mapping[str, Mapping[str, Value]]:
     """
     declared: Mapping[str, Mapping[str, Value]] = getattr(engine, "presets", {})
     return declared
+
+
+def check_loads(engine: Engine, model: ModelRef) -> None:
+    """Raises UserError where ``engine`` cannot load what ``model`` asks for beside its weights.
+
+    What it can is in two attributes, both optional: ``dummy_weights`` and ``draft_methods``.
+    """
+    if model.weights == "dummy" and not getattr(engine, "dummy_weights", False):
+        raise UserError(f"model.weights: {engine.name} has no dummy weights: leave model.weights out, or take vllm")
+    methods: tuple[str, ...] = getattr(engine, "draft_methods", ())
+    if model.draft is not None and model.draft.method not in methods:
+        raise UserError(
+            f"model.draft.method: {engine.name} drafts with {', '.join(methods) or 'no weights of its own'}, "
+            f"got {model.draft.method}"
+        )
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ import importlib.metadata
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -32,6 +32,7 @@ from harness.progress import Progress, silent
 from scenarios.errors import Infrastructure, UserError
 from scenarios.spec import ModelRef
 
+DRAFT = "draft"  # under which the digests of a model name the weights that draft for it
 State = Literal["ready", "missing", "corrupt"]
 
 
@@ -71,6 +72,15 @@ def resolve(ref: ModelRef, *, build: bool, on_progress: Progress = silent) -> Re
 
     Raises ModelNotFound, ModelCorrupt (damaged files are never replaced behind one's back), DownloadFailed.
     """
+    found = _resolve(ref, build, on_progress)
+    if ref.draft is None or not (ref.draft.name or ref.draft.path):
+        return found
+    own = ModelRef(name=ref.draft.name, path=ref.draft.path, context_tokens=ref.context_tokens)
+    draft = _resolve(own, build, on_progress)
+    return replace(found, draft=draft, digests={**found.digests, DRAFT: draft.digests[draft.reference_variant]})
+
+
+def _resolve(ref: ModelRef, build: bool, on_progress: Progress) -> ResolvedModel:
     if ref.served_as is not None or ref.simulated is not None:
         return ResolvedModel(ref, ref.label, reference_variant="")
     if ref.path is not None and (folder := Path(ref.path).expanduser().resolve()).is_dir():

@@ -79,6 +79,11 @@ class Recorded:
         measured = [self.reference, *self.trials]
         return any(m is not None and m.identity is not None and m.identity.simulated for m in measured)
 
+    @property
+    def noise(self) -> str:
+        """What is said before anything else of a study with dummy weights; else empty."""
+        return "Dummy weights: every answer is noise. " if self.scenario.model.weights == "dummy" else ""
+
     def study_params(self) -> Flat:
         host = self.start.host.model_dump(include={"cpu", "cores", "memory_bytes", "gpus", "kernel"})
         told: dict[str, Any] = {
@@ -132,6 +137,7 @@ class Recorded:
             "engine": self.scenario.engine.name,
             "engine_version": self.start.engine_version,
             "simulated": str(self.simulated).lower(),
+            "weights": self.scenario.model.weights or "real",
             "host": self.start.host.hostname_hash,
             "scenario_digest": self.start.scenario_digest,
             "workload_digest": self.scenario.workload.digest,

@@ -13,7 +13,7 @@ from harness.engines.base import Endpoint, HostLimits, LaunchPlan, ResolvedModel
 from harness.engines.vllm import installed, knobs, memory, words
 from harness.engines.vllm.installed import Flag
 from harness.errors import ConfigurationImpossible, EngineNotInstalled, FailureClass
-from harness.models.hf_shape import shape
+from harness.models.hf_shape import HfShape, shape
 from scenarios.errors import UserError
 from scenarios.space import SearchSpace, ServingConfig, Value
 from scenarios.spec import EngineSpec
@@ -27,6 +27,8 @@ OFFLINE = {"HF_HUB_OFFLINE": "1"}
 class Vllm:
     name = "vllm"
     cuda = True
+    dummy_weights = True
+    draft_methods = ("draft_model", "eagle", "eagle3", "mtp")
 
     def version(self, spec: EngineSpec | None = None) -> str:
         python = installed.python_of(self.name, spec.python if spec else None)
@@ -36,9 +38,13 @@ class Vllm:
 
     def knobs(self, spec: EngineSpec, model: ResolvedModel, host: HostLimits) -> SearchSpace:
         folder = _folder(model, model.reference_variant)
-        offered = knobs.space(self.name, model, shape(folder), host, cuda=self.cuda)
+        about = shape(folder)
+        _draft(model, about)
+        offered = knobs.space(self.name, model, about, host, cuda=self.cuda)
         _, known = self._known(spec)
-        return offered if known is None else _of_release(offered, known)
+        if known is None:
+            return offered
+        return offered.without(lambda knob, value: _unknown(knobs.flag(knob.name, value), known))
 
     def plan(self, spec: EngineSpec, model: ResolvedModel, config: ServingConfig, host: HostLimits) -> LaunchPlan:
         k = config.knobs
@@ -48,8 +54,12 @@ class Vllm:
         longest = min(about.context_tokens, model.ref.context_tokens + TEMPLATE_ROOM_TOKENS)
         _check(k, longest)
         python, known = self._known(spec)
+        drafting = k["speculation"] in self.draft_methods
+        if drafting:
+            about = replace(about, draft=_draft(model, about))
         planned = memory.plan(about, k, host, longest, cuda=self.cuda, utilisation=_utilisation(known))
         repository = model.repositories.get(variant)
+        draft = _source(model.draft) if drafting and model.draft else {}
         wanted: list[tuple[str, str | None]] = [
             ("--served-model-name", model.label),
             ("--host", "127.0.0.1"),
@@ -57,7 +67,8 @@ class Vllm:
             ("--max-model-len", str(longest)),
             ("--no-enable-log-requests", None),
             *([("--revision", repository[1])] if repository else []),
-            *knobs.flags(k),
+            *([("--load-format", "dummy")] if model.ref.weights == "dummy" else []),
+            *knobs.flags(k, draft),
         ]
         given, notices = _spelled(wanted, known)
         argv = ["serve", repository[0] if repository else str(folder), *given]
@@ -65,7 +76,12 @@ class Vllm:
             config=config,
             argv=(python or "python", "-m", "vllm.entrypoints.cli.main", *argv),
             deploy_argv=("vllm", *argv),
-            env={**NO_TELEMETRY, **({} if repository else OFFLINE), **knobs.environment(k), **config.env},
+            env={
+                **NO_TELEMETRY,
+                **({} if repository or "revision" in draft else OFFLINE),
+                **knobs.environment(k),
+                **config.env,
+            },
             base_url="http://127.0.0.1:{port}/v1",
             served_model=model.label,
             health_path="/health",
@@ -122,20 +138,38 @@ def _folder(model: ResolvedModel, variant: str) -> Path:
     return folder
 
 
+def _source(model: ResolvedModel) -> dict[str, str]:
+    """Where vLLM finds a model, by the names of its speculative configuration."""
+    variant = model.reference_variant
+    if variant in model.repositories:
+        repository, revision = model.repositories[variant]
+        return {"model": repository, "revision": revision}
+    return {"model": str(_folder(model, variant))}
+
+
+def _draft(model: ResolvedModel, about: HfShape) -> HfShape | None:
+    """What drafts, as far as memory goes. Raises UserError where it cannot draft for this model."""
+    if (asked := model.ref.draft) is None:
+        return None
+    if model.draft is None:
+        if not about.mtp_layers:
+            raise UserError(
+                f"model.draft: {model.label} has no layers that predict further tokens (mtp); name or path of such "
+                "weights, or another method, is needed"
+            )
+        return replace(about, layers=about.mtp_layers, weight_bytes=0)  # they are among the model's own weights
+    found = shape(_folder(model.draft, model.draft.reference_variant))
+    if asked.method == "draft_model" and found.vocabulary != about.vocabulary:
+        raise UserError(
+            f"model.draft: {model.draft.label} must have the {about.vocabulary:,} tokens of {model.label}, "
+            f"got {found.vocabulary:,}: a smaller model of the same family drafts for it"
+        )
+    return found
+
+
 def _utilisation(known: Mapping[str, Flag] | None) -> float:
     said = known.get(knobs.UTILISATION_FLAG) if known is not None else None
     return float(said.default) if said is not None and said.default else memory.DEFAULT_UTILISATION
-
-
-def _of_release(offered: SearchSpace, known: Mapping[str, Flag]) -> SearchSpace:
-    """Without the values that the installed release does not know."""
-    kept, absent = [], []
-    for knob in offered.knobs:
-        reasons = {value: _unknown(knobs.flag(knob.name, value), known) for value in knob.choices}
-        absent += [(knob.name, value, why) for value, why in reasons.items() if why and value != knob.default]
-        choices = tuple(v for v in knob.choices if v == knob.default or not reasons[v])
-        kept.append(replace(knob, choices=choices))
-    return SearchSpace(offered.engine, tuple(kept), tuple(absent))
 
 
 def _unknown(said: tuple[str, str | None] | None, known: Mapping[str, Flag]) -> str | None:
