@@ -68,6 +68,27 @@ class Endpoint:
     request_extras: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class ServerNames:
+    """What a server's `metrics` call the things that most servers tell; None: it does not tell them.
+
+    ``ttft``, ``tpot``, ``e2e``: histograms of seconds, NAME_sum and NAME_count. An engine's attribute ``server_names``,
+    which is optional: without it the server's own figures are not looked at.
+    """
+
+    running: str | None = None
+    waiting: str | None = None
+    kv_usage: str | None = None
+    preemptions: str | None = None
+    prefix_hits: str | None = None
+    prefix_queries: str | None = None
+    accepted: str | None = None
+    drafted: str | None = None
+    ttft: str | None = None
+    tpot: str | None = None
+    e2e: str | None = None
+
+
 class Engine(Protocol):
     """Turns a serving configuration into a running endpoint."""
 

@@ -225,6 +225,13 @@ def _measured(measurement: Measurement) -> Metrics:
         errors=sum(measurement.errors.values()),
         rss_peak_bytes=measurement.telemetry.rss_peak_bytes,
     )
+    if (server := measurement.server) is not None:
+        told = server.model_dump(exclude={"requests", "client_requests", "samples", "disagreements"})
+        metrics |= _present(**{f"server/{name}": value for name, value in told.items()})
+        metrics["server/disagreements"] = float(len(server.disagreements))
+    if (gpu := measurement.telemetry.gpu) is not None:
+        told = gpu.model_dump(exclude={"held_back_by"})
+        metrics |= _present(**{f"gpu/{name}": value for name, value in told.items()})
     for name, estimate in measurement.metrics.items():
         metrics |= _interval(name, estimate)
     return metrics

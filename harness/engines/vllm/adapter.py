@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.engines import asking
-from harness.engines.base import Endpoint, HostLimits, LaunchPlan, ResolvedModel
+from harness.engines.base import Endpoint, HostLimits, LaunchPlan, ResolvedModel, ServerNames
 from harness.engines.vllm import installed, knobs, memory, words
 from harness.engines.vllm.installed import Flag
 from harness.errors import ConfigurationImpossible, EngineNotInstalled, FailureClass
@@ -27,6 +27,19 @@ OFFLINE = {"HF_HUB_OFFLINE": "1"}
 class Vllm:
     name = "vllm"
     cuda = True
+    server_names = ServerNames(
+        running="num_requests_running",
+        waiting="num_requests_waiting",
+        kv_usage="kv_cache_usage_perc",
+        preemptions="num_preemptions_total",
+        prefix_hits="prefix_cache_hits_total",
+        prefix_queries="prefix_cache_queries_total",
+        accepted="spec_decode_num_accepted_tokens_total",
+        drafted="spec_decode_num_draft_tokens_total",
+        ttft="time_to_first_token_seconds",
+        tpot="request_time_per_output_token_seconds",
+        e2e="e2e_request_latency_seconds",
+    )
     dummy_weights = True
     draft_methods = ("draft_model", "eagle", "eagle3", "mtp")
 
