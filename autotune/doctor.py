@@ -28,7 +28,9 @@ def doctor(json: JsonOption = False) -> None:
             engines[name] = {"ok": False, "says": str(error)}
     trackers = {name: _importable(name) for name in plugins.names("trackers")}
     models = [
-        {"name": m.name, "variants": [v.variant for v in m.variants if v.state == "ready"]} for m in list_models()
+        {"name": m.name, "variants": [v.variant for v in m.variants if v.state == "ready"]}
+        for m in list_models()
+        if any(v.state != "on the hub" for v in m.variants)
     ]
     granted = list(grants())
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
@@ -59,7 +61,7 @@ def doctor(json: JsonOption = False) -> None:
         found.add_row("tracker", name, "[green]ok[/]" if ok else "[yellow]no[/]", says)
     for model in models:
         built = ", ".join(model["variants"])
-        says = built or f"autotune models fetch {model['name']}"
+        says = built or f"autotune models build {model['name']}"
         found.add_row("model", str(model["name"]), "[green]ok[/]" if built else "[yellow]no[/]", says)
     out.print(found)
     measuring = table("\nmeasuring on it", "what", "found", "", "why it matters")

