@@ -3,6 +3,7 @@
 Knows no format and no run folder. The contract suite is tests/contract/exporter_suite.py.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from scenarios.space import digest
 from tuners.results import Winner
 
 PLACEMENT_FLAGS = ("--host", "--port")  # where it listens is no part of a configuration
+DRAFTING_FLAG = "--speculative-config"
 SECRET_FLAGS = ("--api-key", "--api-key-file", "--hf-token", "--ssl-keyfile-password")
 SECRET_NAME = re.compile(r"(^|_)(API_?KEY|ACCESS_KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$")
 USER_AND_PASSWORD = re.compile(r"://[^/\s:@]+:[^/\s@]+@")
@@ -104,6 +106,21 @@ class Deployment:
             return None
         path = PurePosixPath(self.model)
         return str(path.parent if path.suffix == ".gguf" else path)
+
+    @property
+    def draft_folder(self) -> str | None:
+        """The same of the weights that draft; None: there are none of their own, or they are in ``model_folder``."""
+        try:
+            model = str(json.loads(self.canonical.flag(DRAFTING_FLAG) or "{}").get("model", ""))
+        except ValueError:  # vLLM says what it makes of it
+            return None
+        return model if model.startswith("/") and model != self.model_folder else None
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """Every folder that a container must see, by a name for it."""
+        found = {"model": self.model_folder, "draft": self.draft_folder}
+        return {name: folder for name, folder in found.items() if folder is not None}
 
     def listening(self, host: str) -> tuple[str, ...]:
         return ("--host", host, "--port", str(self.port))

@@ -60,12 +60,16 @@ def llama_deployments(llama_model):
 def vllm_deployments(tmp_path_factory):
     """``vllm_deployments(n, seed)``: random points of vLLM's whole space, with and without GPUs in turn."""
     cache = tmp_path_factory.mktemp("cache")
-    of_the_hub = of_hub(ModelRef(name="llama-3.1-8b-instruct"), HUB["llama-3.1-8b-instruct"], cache, str)
+    small = of_hub(ModelRef(name="smollm2-135m-instruct-hf"), HUB["smollm2-135m-instruct-hf"], cache, str)
+    head = {"method": "eagle3", "name": small.label}
+    large = ModelRef(name="llama-3.1-8b-instruct", draft=head)
+    of_the_hub = of_hub(large, HUB["llama-3.1-8b-instruct"], cache, str).with_draft(small)
     folder = tmp_path_factory.mktemp("models") / "grün 'n' 100% $HOME"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(dict(HUB["smollm2-135m-instruct-hf"].config)))
     (folder / "model.safetensors").write_bytes(b"x" * 1000)
-    in_a_folder = in_folder(ModelRef(path=str(folder)), folder, str)
+    drafted = ModelRef(path=str(folder), draft={"method": "draft_model", "name": small.label})
+    in_a_folder = in_folder(drafted, folder, str).with_draft(small)
     gpus = HostLimits(64, 1 << 50, (80 << 30,) * 8)
 
     def deployments(n, seed):
