@@ -105,7 +105,7 @@ class TestOneServer:
         assert view.samples >= 3
         assert view.running_peak >= 1
         assert 0 < view.kv_usage_peak < 0.5
-        assert view.prefix_hit_share > 0.2, "half of each prompt is the common prefix"
+        assert 0.2 < view.prefix_hit_share < 0.6, "half of each prompt is the common prefix, the rest is fresh"
         assert view.preemptions == 0
         assert view.accepted_share is None, "nothing was drafted"
         if measured.audit.void_reasons:
