@@ -2,10 +2,17 @@
 
 import shutil
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from autotune.console import JsonOption, emit_json, next_step, out, table
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from harness.measurement import Host
+
 GIB = 1 << 30
+NVML = "pynvml"
 MARKS = {True: "[green]ok[/]", False: "[yellow]no[/]", None: "-"}
 
 
@@ -47,12 +54,7 @@ def doctor(json: JsonOption = False) -> None:
             }
         )
         return
-    machine = table("machine", "what", "value")
-    machine.add_row("CPU", f"{host.cpu}, {host.cores} cores")
-    machine.add_row("memory", f"{host.memory_bytes / GIB:.1f} GiB")
-    machine.add_row("GPUs", "\n".join(host.gpus) or "none: engines run on the CPU")
-    machine.add_row("Python, autotune", f"{host.python}, {host.autotune_version}")
-    out.print(machine)
+    out.print(_machine(host))
     found = table("\nwhat can run", "kind", "name", "", "says")
     for name, engine in engines.items():
         found.add_row("engine", name, "[green]ok[/]" if engine["ok"] else "[red]no[/]", escape(str(engine["says"])))
@@ -72,6 +74,17 @@ def doctor(json: JsonOption = False) -> None:
         if grant.how:
             out.print(f"{grant.name}: {escape(grant.how)}", soft_wrap=True)
     next_step("autotune tune quickstart")
+
+
+def _machine(host: "Host") -> "Table":
+    machine = table("machine", "what", "value")
+    machine.add_row("CPU", f"{host.cpu}, {host.cores} cores")
+    machine.add_row("memory", f"{host.memory_bytes / GIB:.1f} GiB")
+    machine.add_row("GPUs", "\n".join(host.gpus) or "none: engines run on the CPU")
+    if host.gpus and not _importable(NVML):
+        machine.add_row("GPU readings", "none of energy and clocks: pip install 'autotune-serving\\[gpu]'")
+    machine.add_row("Python, autotune", f"{host.python}, {host.autotune_version}")
+    return machine
 
 
 def _importable(name: str) -> bool:

@@ -66,7 +66,7 @@ class Instruments:
         grown = {k: v - self._before.get(k, 0.0) for k, v in after.items() if k.endswith("_total")}
         server = None
         if self._names is not None and after:
-            server = server_view(self._names, self._before, after, self._sampler.seen, records, stream=stream)
+            server = server_view(self._names, self._before, after, list(self._sampler.seen), records, stream=stream)
         return Readings(host, self._tree.telemetry(grown).model_copy(update={"gpu": gpu}), server)
 
 

@@ -9,9 +9,12 @@ import time
 import types
 
 import pytest
+from typer.testing import CliRunner
 
+from autotune.cli import app
 from harness import gpus
 from harness.gpus import Gpus
+from harness.host import fingerprint
 from harness.measurement import HostReading
 
 pynvml = pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed: pip install 'autotune-serving[gpu]'")
@@ -165,3 +168,12 @@ def _has_gpu():
     except pynvml.NVMLError:
         return False
     return pynvml.nvmlDeviceGetCount() > 0
+
+
+def test_doctor_says_how_to_read_a_gpu_that_is_there(monkeypatch):
+    found = fingerprint().model_copy(update={"gpus": ("NVIDIA H100 80GB HBM3",)})
+    monkeypatch.setattr("harness.host.fingerprint", lambda: found)
+    for library, told in (("absent_pynvml", True), ("pynvml", False)):
+        monkeypatch.setattr("autotune.doctor.NVML", library)
+        said = CliRunner().invoke(app, ["doctor"], catch_exceptions=False).output
+        assert ("autotune-serving[gpu]" in said) is told
