@@ -17,7 +17,7 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
 	@echo "installing the development tools …"
-	@$(PIP) install --quiet -c constraints.txt -e '.[llamacpp,mlflow,wandb,simulate,dev]'
+	@$(PIP) install --quiet -c constraints.txt -e '.[llamacpp,mlflow,wandb,simulate,gpu,dev]'
 	@touch $@
 
 setup: $(VENV)/dev.stamp  ## the environment with all development tools

@@ -257,6 +257,7 @@ def _show(subject: "Subject", loaded: "Loaded", *, json: bool) -> None:
     for reason in verdict.reasons:
         out.print(f"  {reason}", soft_wrap=True, markup=False)
     out.print(_audit(m))
+    _tell_engine(m)
     out.print(f"records: {subject.root / m.records_path}", soft_wrap=True)
     if subject.engine.name != "attached":
         next_step(f"autotune tune {subject.root / 'scenario.yaml'}")
@@ -283,6 +284,26 @@ def _audit(m: "Measurement") -> "Table":
     audit.add_row("goodput, requests/s", f"{m.goodput_rps:.2f}")
     audit.add_row("output, tokens/s", f"{m.throughput_output_tps:.1f}")
     return audit
+
+
+def _tell_engine(m: "Measurement") -> None:
+    """What the engine's own /metrics and its GPUs say, where they do."""
+    from rich.markup import escape
+
+    from reports.engine_tables import gpu_facts, server_facts
+
+    told = {
+        "the server's own figures": server_facts(m.server) if m.server else (),
+        "its GPUs": gpu_facts(m.telemetry.gpu) if m.telemetry.gpu else (),
+    }
+    for title, facts in told.items():
+        if facts:
+            shown = table(f"\n{title}", "what", "value")
+            for label, text in facts:
+                shown.add_row(label, escape(text))
+            out.print(shown)
+    for line in m.server.disagreements if m.server else ():
+        out.print(f"[yellow]server and client disagree:[/] {escape(line)}", soft_wrap=True)
 
 
 def _label(metric: str) -> str:

@@ -2,13 +2,19 @@
 
 import shutil
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from autotune.console import JsonOption, emit_json, next_step, out, table
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from harness.measurement import Host
+
 GIB = 1 << 30
+NVML = "pynvml"
 MARKS = {True: "[green]ok[/]", False: "[yellow]no[/]", None: "-"}
 
 
@@ -53,7 +59,9 @@ def _machine(*, json: bool) -> None:
             engines[name] = {"ok": False, "says": str(error)}
     trackers = {name: _importable(name) for name in plugins.names("trackers")}
     models = [
-        {"name": m.name, "variants": [v.variant for v in m.variants if v.state == "ready"]} for m in list_models()
+        {"name": m.name, "variants": [v.variant for v in m.variants if v.state == "ready"]}
+        for m in list_models()
+        if any(v.state != "on the hub" for v in m.variants)
     ]
     granted = list(grants())
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
@@ -70,12 +78,7 @@ def _machine(*, json: bool) -> None:
             }
         )
         return
-    machine = table("machine", "what", "value")
-    machine.add_row("CPU", f"{host.cpu}, {host.cores} cores")
-    machine.add_row("memory", f"{host.memory_bytes / GIB:.1f} GiB")
-    machine.add_row("GPUs", "\n".join(host.gpus) or "none: engines run on the CPU")
-    machine.add_row("Python, autotune", f"{host.python}, {host.autotune_version}")
-    out.print(machine)
+    out.print(_hardware(host))
     found = table("\nwhat can run", "kind", "name", "", "says")
     for name, engine in engines.items():
         found.add_row("engine", name, "[green]ok[/]" if engine["ok"] else "[red]no[/]", escape(str(engine["says"])))
@@ -84,7 +87,7 @@ def _machine(*, json: bool) -> None:
         found.add_row("tracker", name, "[green]ok[/]" if ok else "[yellow]no[/]", says)
     for model in models:
         built = ", ".join(model["variants"])
-        says = built or f"autotune models fetch {model['name']}"
+        says = built or f"autotune models build {model['name']}"
         found.add_row("model", str(model["name"]), "[green]ok[/]" if built else "[yellow]no[/]", says)
     out.print(found)
     measuring = table("\nmeasuring on it", "what", "found", "", "why it matters")
@@ -95,6 +98,17 @@ def _machine(*, json: bool) -> None:
         if grant.how:
             out.print(f"{grant.name}: {escape(grant.how)}", soft_wrap=True)
     next_step("autotune tune quickstart")
+
+
+def _hardware(host: "Host") -> "Table":
+    machine = table("machine", "what", "value")
+    machine.add_row("CPU", f"{host.cpu}, {host.cores} cores")
+    machine.add_row("memory", f"{host.memory_bytes / GIB:.1f} GiB")
+    machine.add_row("GPUs", "\n".join(host.gpus) or "none: engines run on the CPU")
+    if host.gpus and not _importable(NVML):
+        machine.add_row("GPU readings", "none of energy and clocks: pip install 'autotune-serving\\[gpu]'")
+    machine.add_row("Python, autotune", f"{host.python}, {host.autotune_version}")
+    return machine
 
 
 def _importable(name: str) -> bool:

@@ -38,22 +38,21 @@ def show(scenario: "Scenario", assume_gpus: str | None, *, json: bool) -> None:
 def _look(scenario: "Scenario", assume_gpus: str | None) -> Told:
     import shlex
 
-    from harness import plugins
-    from harness.engines.base import Engine
+    from harness.bench import engine_of, offered
     from harness.errors import ConfigurationImpossible, EngineNotInstalled
     from harness.host import limits
     from harness.models.store import resolve
     from tuners.answer import on_port
     from tuners.duration import parts, seconds
 
-    engine: Engine = plugins.load("engines", scenario.engine.name)()
+    engine = engine_of(scenario)
     try:
         version = engine.version(scenario.engine) if scenario.engine.python else engine.version()
     except EngineNotInstalled as missing:
         version = f"not installed here ({missing})"
     model = resolve(scenario.model, build=False)
     host = _assumed(limits(), assume_gpus)
-    space = engine.knobs(scenario.engine, model, host).narrowed(scenario.search.knobs)
+    space = offered(engine, scenario, model, host).narrowed(scenario.search.knobs)
     control = engine.plan(scenario.engine, model, space.default(), host)
     rng = random.Random(0)
     refusals: dict[str, int] = {}
@@ -70,6 +69,7 @@ def _look(scenario: "Scenario", assume_gpus: str | None) -> Told:
         "engine": scenario.engine.name,
         "version": version,
         "model": model.label,
+        "weights": scenario.model.weights or "real",
         "gpus_gib": [round(size / GIB, 1) for size in host.gpu_memory_bytes],
         "gpus_assumed": assume_gpus is not None,
         "configurations": space.size(),
@@ -110,7 +110,8 @@ def _print(scenario: "Scenario", told: Told) -> None:
     control = document["control"]
     plan = table(f"Plan of {scenario.name}: nothing was started", "what", "")
     plan.add_row("engine", escape(f"{document['engine']}: {document['version']}"))
-    plan.add_row("model", escape(document["model"]))
+    dummy = document["weights"] == "dummy"
+    plan.add_row("model", escape(f"{document['model']}{' with dummy weights: every answer is noise' if dummy else ''}"))
     if document["gpus_gib"]:
         shown = ", ".join(f"{size:g} GiB" for size in document["gpus_gib"])
         plan.add_row("GPUs", f"{shown}{' (assumed)' if document['gpus_assumed'] else ''}")

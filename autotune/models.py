@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Weights and their quantised variants, cached outside the repository.", no_args_is_help=True)
 
 NameArgument = Annotated[str, typer.Argument(help="A known model: see `autotune models list`.", show_default=False)]
-BuildArgument = Annotated[str, typer.Argument(help="A known model, or the path of a GGUF file.", show_default=False)]
+BuildArgument = Annotated[
+    str,
+    typer.Argument(help="A known model: see `autotune models list`, or the path of a GGUF file.", show_default=False),
+]
 VariantOption = Annotated[
     list[str] | None, typer.Option("--variant", help="Build only this one; may be repeated.", show_default=False)
 ]
@@ -36,14 +39,15 @@ def list_(
         emit_json({"folder": str(cache_folder()), "models": [m.model_dump(mode="json") for m in models]})
         return
     shown = table(f"Models in {cache_folder()}", "model", "variant", "state", "MB", "sha256", "licence")
-    colours = {"ready": "green", "missing": "dim", "corrupt": "bold red"}
+    colours = {"ready": "green", "missing": "dim", "corrupt": "bold red", "on the hub": "dim"}
+    shown.columns[0].no_wrap = True  # names are typed again
     for model in models:
         for v in model.variants:
             size = "" if v.size_bytes is None else f"{v.size_bytes / 1e6:.1f}"
             state = f"[{colours[v.state]}]{v.state}[/]"
             shown.add_row(model.name, v.variant, state, size, (v.sha256 or "")[:12], model.license)
     out.print(shown)
-    unready = [m.name for m in models if any(v.state != "ready" for v in m.variants)]
+    unready = [m.name for m in models if any(v.state in ("missing", "corrupt") for v in m.variants)]
     next_step(f"autotune models build {unready[0]}" if unready else "autotune scenarios list")
 
 

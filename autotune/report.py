@@ -50,8 +50,8 @@ def compare(first: RunArgument, second: RunArgument, json: JsonOption = False) -
         emit_json(found.to_dict())
         return
     for answer in (found.first, found.second):
-        if answer.simulated:
-            out.print(f"[bold black on yellow] {_escaped(answer.study)}: {_escaped(answer.simulated)} [/]")
+        for said in filter(None, (answer.simulated, answer.dummy)):
+            out.print(f"[bold black on yellow] {_escaped(answer.study)}: {_escaped(said)} [/]")
     for caveat in found.caveats:
         out.print(f"[yellow]not comparable:[/] {caveat}")
     names = [_escaped(name) for name in (str(first), str(second))]
@@ -81,8 +81,8 @@ def _told(gain: "Quantity | None") -> str:
 
 def print_answer(answer: "Answer") -> None:
     """The first screen of the report, as a table that fits 80 columns."""
-    if answer.simulated:
-        out.print(f"[bold black on yellow] {_escaped(answer.simulated)} [/]")
+    for said in filter(None, (answer.simulated, answer.dummy)):
+        out.print(f"[bold black on yellow] {_escaped(said)} [/]")
     style = {"tuned": "green", "keep_defaults": "green"}.get(answer.outcome, "yellow")
     out.print(f"[bold {style}]{_escaped(answer.headline)}[/]")
     if answer.reason:

@@ -6,19 +6,19 @@ Knows nothing of searching: it measures the configuration it is given.
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
 import httpx
-import psutil
 
 from harness import audit, plugins
-from harness.engines.base import Engine, HostLimits, LaunchPlan, ResolvedModel, SaysWhatItRuns
+from harness.engines.base import Engine, HostLimits, LaunchPlan, ResolvedModel, SaysWhatItRuns, check_loads
 from harness.errors import EngineCrashed, EngineHung
 from harness.host import limits
+from harness.instruments import Instruments
 from harness.judge import judge
 from harness.ledger import unusable
 from harness.load import payload
@@ -26,15 +26,13 @@ from harness.load.driver import drive
 from harness.load.fleet import ALONE, Fleet, is_loopback
 from harness.load.records import LiveCounters, LoadPlan, LoadResult
 from harness.measurement import EngineIdentity, Measurement, RunKind, Verdict
-from harness.meters import HostMeters, is_here
 from harness.models.store import resolve
-from harness.observe import Observed, RunContext, Target, summarise
+from harness.observe import Observed, RunContext, Target, latency_name, summarise
 from harness.stopping import StopWhen, certain_misses, concerned, hopeless
 from harness.supervise import Running, complete, launch
-from harness.telemetry import EngineTree
 from scenarios import workload as schedules
 from scenarios.errors import UserError
-from scenarios.space import SearchSpace, ServingConfig
+from scenarios.space import Knob, SearchSpace, ServingConfig, Value
 from scenarios.spec import Scenario
 from scenarios.traffic import Workload
 from scenarios.words import estimated_tokens
@@ -77,7 +75,7 @@ class Subject:
 
     def space(self) -> SearchSpace:
         """All that the engine offers here, before the scenario narrows it."""
-        return self.engine.knobs(self.scenario.engine, self.model, self.host)
+        return offered(self.engine, self.scenario, self.model, self.host)
 
     def plan(self, config: ServingConfig) -> LaunchPlan:
         return self.engine.plan(self.scenario.engine, self.model, config, self.host)
@@ -92,7 +90,26 @@ class Subject:
             model_digest=self.model.digests.get(str(plan.config.knobs.get("variant", ""))),
             config_digest=plan.config.digest,
             simulated=plan.simulated,
+            dummy_weights=self.scenario.model.weights == "dummy",
         )
+
+
+def engine_of(scenario: Scenario) -> Engine:
+    """Raises UserError for an engine that is not there, or that cannot load what the scenario asks for."""
+    engine: Engine = plugins.load("engines", scenario.engine.name)()
+    check_loads(engine, scenario.model)
+    return engine
+
+
+def offered(engine: Engine, scenario: Scenario, model: ResolvedModel, host: HostLimits) -> SearchSpace:
+    """All that the engine offers here, but for what would empty a promise of its meaning."""
+    promised = {latency_name(metric) for metric in scenario.targets}
+
+    def spoils(knob: Knob, _: Value) -> str | None:
+        spoilt = promised.intersection(knob.spoils)
+        return f"a target of {' and '.join(sorted(spoilt))} would mean little with it" if spoilt else None
+
+    return engine.knobs(scenario.engine, model, host).without(spoils)
 
 
 def prepare(scenario: Scenario, root: Path, observer: Observer, *, build: bool, fleet: Fleet = ALONE) -> Subject:
@@ -106,12 +123,14 @@ def prepare(scenario: Scenario, root: Path, observer: Observer, *, build: bool, 
             f"workers on other machines cannot reach {reached}: they need engine.name: attached and an "
             "engine.base_url that means the same machine everywhere"
         )
-    engine: Engine = plugins.load("engines", scenario.engine.name)()
+    engine = engine_of(scenario)
     # An engine that has no environment or address of its own need not take the argument.
     own = scenario.engine.python or scenario.engine.base_url
     version = engine.version(scenario.engine) if own else engine.version()
     if scenario.model.simulated is not None:
         observer.note("simulated: the engine follows a stated law, and no accelerator is measured")
+    if scenario.model.weights == "dummy":
+        observer.note("dummy weights: the speed is real, every answer is noise")
     model = resolve(scenario.model, build=build, on_progress=lambda _done, _total, what: observer.begin(what, None))
     return Subject(scenario, engine, version, model, limits(), root, observer, fleet=fleet)
 
@@ -346,13 +365,10 @@ class Session:
             "kind": kind,
             "config_digest": self.plan.config.digest,
         }
-        meters, tree = HostMeters(_engine_here(self.running)), EngineTree(self.running)
-        before = self._engine_metrics()
-        load = self._drive(plan, folder, metadata, stop_when=stop_when, looks=(tree.look, meters.look))
-        reading = meters.reading()
-        after = self._engine_metrics()
-        telemetry = tree.telemetry({k: v - before.get(k, 0.0) for k, v in after.items() if k.endswith("_total")})
-        peak = telemetry.rss_peak_bytes
+        with Instruments(subject.engine, self.running) as instruments:
+            load = self._drive(plan, folder, metadata, stop_when=stop_when, look=instruments.look)
+        seen = instruments.read(load.records_path, stream=self.workload.stream)
+        peak = seen.telemetry.rss_peak_bytes
         observed = summarise(
             load.records_path,
             RunContext(
@@ -363,8 +379,9 @@ class Session:
                 window_end_s=seconds or schedule.duration_s or None,
                 targets=targets,
                 load=load,
-                host=reading,
-                telemetry=telemetry,
+                host=seen.host,
+                telemetry=seen.telemetry,
+                server=seen.server,
                 workload_digest=schedule.digest,
                 started_at=started_at,
                 records_path=str(load.records_path.relative_to(subject.root)),
@@ -379,6 +396,8 @@ class Session:
             (folder / "verdict.json").write_text(verdict.model_dump_json(indent=2) + "\n", encoding="utf-8")
         except OSError as err:
             raise unusable(folder, err) from err
+        for line in seen.server.disagreements if seen.server else ():
+            subject.observer.note(f"  {line}")
         if verdict.outcome == "VOID":
             raise audit.void(observed.measurement.audit)
         return Loaded(folder, observed, verdict, load)
@@ -390,13 +409,12 @@ class Session:
         metadata: Mapping[str, str],
         *,
         stop_when: StopWhen | None = None,
-        looks: Sequence[Callable[[], None]] = (),
+        look: Callable[[], None] = lambda: None,
     ) -> LoadResult:
         def on_live(counters: LiveCounters) -> bool:
             self.subject.observer.live(counters)
             self.running.check()
-            for look in looks:
-                look()
+            look()
             return stop_when is not None and stop_when(counters)
 
         try:
@@ -420,9 +438,6 @@ class Session:
             self.running.check()
             raise EngineHung(f"{self.subject.engine.name} answers nobody after a run of load: {err}") from err
 
-    def _engine_metrics(self) -> dict[str, float]:
-        return self.subject.engine.metrics(self.running.endpoint)
-
     def _command(self, schedule: Schedule) -> str:
         """What a person types to measure this again."""
         knobs = " ".join(f"--set {k}={str(v).lower()}" for k, v in sorted(self.plan.config.knobs.items()))
@@ -432,10 +447,3 @@ class Session:
         if fleet.remote:
             several += f" --remote-workers {fleet.remote} --listen {fleet.listen[0]}:{fleet.listen[1]}"
         return f"autotune bench {self.subject.root}/scenario.yaml{rate}{several} --seed {schedule.seed} {knobs}".strip()
-
-
-def _engine_here(running: Running) -> Callable[[], list[psutil.Process]] | None:
-    """What finds the engine's processes on this machine; None: it runs here, but not under us."""
-    if running.process is not None:
-        return running.tree
-    return None if is_here(running.endpoint.root_url) else list

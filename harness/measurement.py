@@ -79,12 +79,64 @@ class Audit(HostReading):
     advice: str = ""  # what to do about it
 
 
+class GpuReading(Record):
+    """The GPUs that the engine is on, all together, while it was measured. None: not told."""
+
+    gpus: int
+    energy_j: float | None
+    energy_per_output_token_j: float | None = None
+    power_mean_w: float | None
+    memory_peak_bytes: int | None
+    utilisation_mean: float | None  # share of the time that some kernel ran
+    sm_clock_mean_mhz: float | None
+    sm_clock_min_mhz: float | None
+    held_back_by: tuple[str, ...] = ()  # what kept the clocks below their highest, at any look
+    slowed: bool = False  # by heat or a power brake
+    neighbours: int = 0  # processes of others that were seen on them
+
+    def beside(self, host: HostReading) -> HostReading:
+        """``host``, which looked at the GPUs at the begin and the end alone, with what was seen in between."""
+        slowed, neighbours = bool(host.gpu_slowed) or self.slowed, max(host.gpu_neighbours or 0, self.neighbours)
+        return host.model_copy(update={"gpu_slowed": slowed, "gpu_neighbours": neighbours})
+
+    def per_token(self, output_tokens: float) -> "GpuReading":
+        joule = self.energy_j / output_tokens if self.energy_j is not None and output_tokens > 0 else None
+        return self.model_copy(update={"energy_per_output_token_j": joule})
+
+
 class Telemetry(Record):
     """The engine's process tree while it was measured. None: not observable (attached)."""
 
     rss_peak_bytes: int | None = None
     cpu_share: float | None = None  # of one core
-    engine_metrics: dict[str, float] = {}  # deltas or last values of the engine's own /metrics
+    engine_metrics: dict[str, float] = {}  # growth of the counters of the engine's own /metrics
+    gpu: GpuReading | None = None  # None: the engine is on none, or NVML does not tell
+
+
+class ServerView(Record):
+    """What the engine's own /metrics say of a run, and the client of the same requests. None: it does not tell.
+
+    Means over every request of the run, warm-up included; the client's from the last byte that it sent.
+    """
+
+    requests: int | None
+    ttft_mean_ms: float | None
+    tpot_mean_ms: float | None
+    e2e_mean_ms: float | None
+    client_requests: int  # answered
+    client_ttft_mean_ms: float | None
+    client_tpot_mean_ms: float | None
+    client_e2e_mean_ms: float | None
+    samples: int  # how often it was asked while the run went on
+    running_mean: float | None
+    running_peak: float | None
+    waiting_mean: float | None
+    waiting_peak: float | None
+    kv_usage_peak: float | None  # share of the KV cache
+    preemptions: int | None
+    prefix_hit_share: float | None  # of the prompt tokens that were looked up
+    accepted_share: float | None  # of the drafted tokens
+    disagreements: tuple[str, ...] = ()  # where server and client differ by more than lies between them
 
 
 RunKind = Literal["unloaded", "ramp", "hold"]
@@ -115,6 +167,7 @@ class Measurement(Record):
     records_path: str  # Parquet, relative to the run folder
     command: str  # the command that repeats it
     percentile_method: str
+    server: ServerView | None = None  # None: the engine's own figures are not known to us
     tokens_from_chunks: int = 0  # judged answers whose server did not say completion_tokens: chunks were counted
 
     def save(self, path: Path) -> None:
@@ -221,6 +274,7 @@ class EngineIdentity(Record):
     model_digest: str | None
     config_digest: str
     simulated: bool = False  # a stated law, no hardware
+    dummy_weights: bool = False  # random ones: the speed is real, every answer is noise
 
 
 def dump(record: BaseModel) -> dict[str, Any]:

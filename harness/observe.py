@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from harness.audit import Asked, audit
 from harness.load.records import LoadResult
-from harness.measurement import Estimate, HostReading, Measurement, RunKind, SloCount, Telemetry
+from harness.measurement import Estimate, HostReading, Measurement, RunKind, ServerView, SloCount, Telemetry
 from harness.stats import intervals
 from harness.stats.autocorrelation import deflation, latency_time
 from harness.stats.steady import Steadiness, steadiness
@@ -75,6 +75,7 @@ class RunContext:
     records_path: str
     command: str
     stream: bool = True
+    server: ServerView | None = None
     engine_memory_share: float | None = None  # its peak, of the machine's memory; None: not observable
 
 
@@ -147,6 +148,7 @@ def summarise(records: Path, context: RunContext) -> Observed:
         records_path=context.records_path,
         command=context.command,
         percentile_method=intervals.METHOD,
+        server=context.server,
         tokens_from_chunks=int((answered & np.isnan(column(judged, "output_tokens"))).sum()),
     )
     series = {t.metric: said[t.metric] for t in context.targets}

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from harness.ledger import unusable
-from reports import control_arm, load_charts, provenance, search_charts, tables
+from reports import control_arm, engine_tables, load_charts, provenance, search_charts, tables
 from reports.plots import Figure
 from reports.records import StudyRecords, read
 from reports.series import EFFECT_TRIALS
@@ -73,6 +73,8 @@ def render(records: StudyRecords) -> str:
         trials=tables.trials(records, found),
         rejections=tables.rejections(records, found),
         audit=tables.audit(records),
+        server=engine_tables.server(records),
+        gpus=engine_tables.gpus(records),
         latencies=tables.latencies(records),
         quality=tables.quality(records),
         changes=tables.changes(records, found),

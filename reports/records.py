@@ -61,6 +61,11 @@ class StudyRecords:
         return any(m is not None and m.identity is not None and m.identity.simulated for m in measured)
 
     @property
+    def dummy_weights(self) -> bool:
+        """Whether the weights were random: the speed is real, the answers are noise."""
+        return bool(self.start.scenario["model"].get("weights") == "dummy")
+
+    @property
     def targets_ms(self) -> dict[str, float]:
         """Metric -> resolved target; empty before the reference was measured."""
         return dict(self.reference.targets_ms) if self.reference else {}

@@ -22,6 +22,9 @@ METRIC_NAMES: Mapping[str, str] = {
     "e2e": "End to end",
 }
 SCORE_NAMES: Mapping[str, str] = {"goodput": "Goodput", "meet": "Headroom", "latency": "Speed"}
+DUMMY = (
+    "Dummy weights: the speed was measured, every answer is noise. Nothing is known of accuracy: not for deployment."
+)
 Standing = Literal["good", "bad", "open"]
 
 
@@ -61,6 +64,7 @@ class Answer:
     command: str
     seconds: float
     simulated: str = ""  # what to say of it before anything else; empty: real hardware was measured
+    dummy: str = ""  # the same; empty: with real weights
 
     def to_dict(self) -> dict[str, Any]:
         document: dict[str, Any] = jsonable(asdict(self))
@@ -91,6 +95,7 @@ def answer(records: StudyRecords) -> Answer:
         command=records.start.command,
         seconds=sum(t.trial.seconds for t in records.trials),
         simulated=_simulated(records),
+        dummy=DUMMY if records.dummy_weights else "",
     )
 
 

@@ -130,6 +130,9 @@ def _with_absolute_paths(scenario: Scenario, folder: Path) -> Scenario:
     model, engine, quality = scenario.model, scenario.engine, scenario.quality
     if model.path is not None:
         model = model.model_copy(update={"path": _absolute(model.path, folder)})
+    if model.draft is not None and model.draft.path is not None:
+        draft = model.draft.model_copy(update={"path": _absolute(model.draft.path, folder)})
+        model = model.model_copy(update={"draft": draft})
     if engine.python is not None and "/" in engine.python:
         engine = engine.model_copy(update={"python": _absolute(engine.python, folder)})
     tasks = tuple(

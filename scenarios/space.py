@@ -31,6 +31,7 @@ class Knob:
     ``affects_output``: whether the generated text may change, so that quality must be measured again.
     ``recompiles``: whether another value makes the engine compile its kernels again.
     ``repair``: a remedy for a configuration that fails: searched only where the scenario names it.
+    ``spoils``: latencies, such as tpot, whose promise would lose its meaning: not offered beside such a target.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Knob:
     when: tuple[str, tuple[Value, ...]] | None = None
     recompiles: bool = False
     repair: bool = False
+    spoils: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         assert self.choices, self.name

@@ -15,6 +15,25 @@ from scenarios.traffic import Promises, Target, Workload
 ENVIRONMENT_NAME_RULE = "must be the NAME of an environment variable, such as MY_API_KEY, never the key itself"
 
 
+class DraftRef(Spec):
+    """Weights that draft tokens for the model to verify: `name` or `path`, as of the model."""
+
+    method: Literal["draft_model", "eagle", "eagle3", "mtp"] = Field(
+        description="draft_model: a smaller model; eagle, eagle3, mtp: a head trained for this model."
+    )
+    name: Name | None = Field(None, description="A model of the store: see `autotune models list`.")
+    path: str | None = Field(
+        None, description="A folder in Hugging Face format; relative to the scenario file. mtp: the model's own layers."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DraftRef":
+        given = [k for k in ("name", "path") if getattr(self, k)]
+        if len(given) > 1 or (not given and self.method != "mtp"):
+            raise ValueError(f"exactly one of name, path must be given, got {' and '.join(given) or 'none'}")
+        return self
+
+
 class ModelRef(Spec):
     """Which weights: exactly one of `name` (of the model store), `path` (a GGUF file), `served_as`, `simulated`."""
 
@@ -24,6 +43,10 @@ class ModelRef(Spec):
     )
     served_as: str | None = Field(None, description="What an attached endpoint calls it in `model`.")
     simulated: Name | None = Field(None, description="A shape of the simulated engine, without weights: e.g. 8b.")
+    weights: Literal["dummy"] | None = Field(
+        None, description="dummy: random ones of the right shape, for a study of speed alone: its answers are noise."
+    )
+    draft: DraftRef | None = Field(None, description="What speculative decoding may draft with, besides the text.")
     context_tokens: Annotated[int, Field(ge=64, le=10**7)] = Field(
         512,
         description="Longest prompt plus answer, in tokens, that one request may need. A contract, not a knob.",
@@ -35,6 +58,13 @@ class ModelRef(Spec):
         given = [k for k in sources if getattr(self, k)]
         if len(given) != 1:
             raise ValueError(f"exactly one of {', '.join(sources)} must be given, got {' and '.join(given) or 'none'}")
+        for key in ("weights", "draft"):
+            if getattr(self, key) is not None and given[0] not in ("name", "path"):
+                raise ValueError(f"{key} has a meaning only with name or path")
+        if self.weights and self.draft:
+            raise ValueError(
+                "draft needs real weights: how many drafts a dummy accepts is luck; leave out weights, or draft"
+            )
         return self
 
     @property
@@ -199,6 +229,11 @@ class Scenario(Spec):
             raise ValueError("model.served_as is needed with engine.name: attached, and only there")
         if (self.engine.name == "simulated") != (self.model.simulated is not None):
             raise ValueError("model.simulated is needed with engine.name: simulated, and only there")
+        if self.model.weights == "dummy" and self.quality.tasks:
+            raise ValueError(
+                "quality.tasks cannot be asked of model.weights: dummy, whose answers are noise: leave out the tasks "
+                "(speed alone is studied), or model.weights (the real ones are loaded)"
+            )
         self._check_targets()
         return self
 

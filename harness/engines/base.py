@@ -4,11 +4,12 @@ Knows nothing of load, targets or search. The contract suite is tests/contract/e
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from harness.errors import FailureClass
+from scenarios.errors import UserError
 from scenarios.space import SearchSpace, ServingConfig, Value
 from scenarios.spec import EngineSpec, ModelRef
 
@@ -23,6 +24,11 @@ class ResolvedModel:
     variants: Mapping[str, Path] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
     repositories: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # fetched by the engine: name, revision
+    draft: "ResolvedModel | None" = None  # of `model.draft`; None: none is asked for, or the model's own layers
+
+    def with_draft(self, draft: "ResolvedModel") -> "ResolvedModel":
+        digests = {**self.digests, "draft": draft.digests[draft.reference_variant]}
+        return replace(self, draft=draft, digests=digests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,27 @@ def root_of(base_url: str) -> str:
     return base_url.rstrip("/").removesuffix("/v1")
 
 
+@dataclass(frozen=True, slots=True)
+class ServerNames:
+    """What a server's `metrics` call the things that most servers tell; None: it does not tell them.
+
+    ``ttft``, ``tpot``, ``e2e``: histograms of seconds, NAME_sum and NAME_count. An engine's attribute ``server_names``,
+    which is optional: without it the server's own figures are not looked at.
+    """
+
+    running: str | None = None
+    waiting: str | None = None
+    kv_usage: str | None = None
+    preemptions: str | None = None
+    prefix_hits: str | None = None
+    prefix_queries: str | None = None
+    accepted: str | None = None
+    drafted: str | None = None
+    ttft: str | None = None
+    tpot: str | None = None
+    e2e: str | None = None
+
+
 class Engine(Protocol):
     """Turns a serving configuration into a running endpoint."""
 
@@ -105,6 +132,21 @@ def presets(engine: Engine) -> Mapping[str, Mapping[str, Value]]:
     """
     declared: Mapping[str, Mapping[str, Value]] = getattr(engine, "presets", {})
     return declared
+
+
+def check_loads(engine: Engine, model: ModelRef) -> None:
+    """Raises UserError where ``engine`` cannot load what ``model`` asks for beside its weights.
+
+    What it can is in two attributes, both optional: ``dummy_weights`` and ``draft_methods``.
+    """
+    if model.weights == "dummy" and not getattr(engine, "dummy_weights", False):
+        raise UserError(f"model.weights: {engine.name} has no dummy weights: leave model.weights out, or take vllm")
+    methods: tuple[str, ...] = getattr(engine, "draft_methods", ())
+    if model.draft is not None and model.draft.method not in methods:
+        raise UserError(
+            f"model.draft.method: {engine.name} drafts with {', '.join(methods) or 'no weights of its own'}, "
+            f"got {model.draft.method}"
+        )
 
 
 @runtime_checkable

@@ -70,10 +70,10 @@ def on_gpus(shape: HfShape, k: Mapping[str, Any], host: HostLimits, longest_toke
     inside = "" if budget.rest_apart else f"{told_rest} + "
     beside = f", beside it {told_rest}" if budget.rest_apart else ""
     told = (
-        f"{usable / GIB:.1f} of {gpu_bytes / GIB:.1f} GiB of each GPU = weights {weights / GIB:.2f} + "
+        f"{usable / GIB:.1f} of {gpu_bytes / GIB:.1f} GiB of each GPU = {_loaded(shape)} {weights / GIB:.2f} + "
         f"{inside}KV cache {max(0.0, kv) / GIB:.2f}{beside}"
     )
-    per_token = _kv_per_token(shape, k) / min(tensor, shape.kv_heads)
+    per_token = _kv_per_token(shape, k, tensor)
     tokens = _fits(kv, per_token, longest_tokens, told, f"raise {budget.knob} or tensor_parallel")
     copies = f", {data} copies" if data > 1 else ""
     room = f"{told} ({tokens:,} tokens, {tokens / longest_tokens:.1f} of the longest requests){copies}"
@@ -87,7 +87,7 @@ def on_cpu(shape: HfShape, k: Mapping[str, Any], host: HostLimits, longest_token
     activations = _activations(shape, k) + _logits(shape, k)
     total = weights + kv + activations
     told = (
-        f"{total / GIB:.2f} GiB = weights {weights / GIB:.2f} + activations {activations / GIB:.2f} + "
+        f"{total / GIB:.2f} GiB = {_loaded(shape)} {weights / GIB:.2f} + activations {activations / GIB:.2f} + "
         f"KV cache {kv / GIB:.2f}"
     )
     if total > MEMORY_SHARE * host.memory_bytes:
@@ -112,12 +112,19 @@ def _fits(kv: float, per_token: float, longest_tokens: int, told: str, advice: s
 
 def _weights(shape: HfShape, k: Mapping[str, Any]) -> float:
     wider = BYTES["float32"] / BYTES.get(shape.dtype, 2) if k.get("dtype") == "float32" else 1.0
-    return shape.weight_bytes * wider * WEIGHT_SHARE[str(k.get("quantization", "none"))]
+    own = shape.weight_bytes * wider * WEIGHT_SHARE[str(k.get("quantization", "none"))]
+    return own + (shape.draft.weight_bytes if shape.draft else 0)  # drafts are not quantised while they are loaded
 
 
-def _kv_per_token(shape: HfShape, k: Mapping[str, Any]) -> float:
+def _loaded(shape: HfShape) -> str:
+    return "weights and draft" if shape.draft else "weights"
+
+
+def _kv_per_token(shape: HfShape, k: Mapping[str, Any], tensor: int = 1) -> float:
+    """On one of ``tensor`` GPUs, with what the weights that draft keep of the token."""
     wide = BYTES["float32"] if k.get("dtype") == "float32" else BYTES.get(shape.dtype, 2)
-    return shape.kv_bytes_per_token(1 if str(k.get("kv_cache_dtype", AUTO)).startswith("fp8") else wide)
+    own = shape.kv_bytes_per_token(1 if str(k.get("kv_cache_dtype", AUTO)).startswith("fp8") else wide)
+    return own / min(tensor, shape.kv_heads) + (_kv_per_token(shape.draft, k, tensor) if shape.draft else 0)
 
 
 def _activations(shape: HfShape, k: Mapping[str, Any]) -> float:

@@ -12,6 +12,7 @@ from harness.errors import ModelCorrupt, ModelNotFound
 
 CONFIG = "config.json"
 WEIGHTS = ("*.safetensors", "*.bin")
+MTP_LAYERS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules")  # as each family calls them
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1}
 
 
@@ -32,6 +33,8 @@ class HfShape:
     weight_bytes: int
     latent_dim: int | None = None  # of one token in a layer's KV cache, where keys and values are compressed (MLA)
     quantized: str | None = None  # method of the checkpoint
+    mtp_layers: int = 0  # that predict further tokens at once
+    draft: "HfShape | None" = None  # loaded beside it, with a KV cache of its own
 
     def kv_bytes_per_token(self, bytes_per_value: float) -> float:
         """Over all layers. Sliding windows take less; that is not reckoned with."""
@@ -71,6 +74,7 @@ def of_config(config: dict[str, Any], path: Path, weight_bytes: int | None) -> H
             weight_bytes=weight_bytes or 0,
             latent_dim=None if latent is None else latent + text.get("qk_rope_head_dim", 0),
             quantized=(config.get("quantization_config") or {}).get("quant_method"),
+            mtp_layers=next((text[name] or 0 for name in MTP_LAYERS if name in text), 0),
         )
     except KeyError as err:
         raise ModelCorrupt(f"{path}: it has no {err.args[0]}: not a language model that this can serve") from err

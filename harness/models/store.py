@@ -28,11 +28,12 @@ from harness.models.catalog import KNOWN, KnownModel
 from harness.models.fetch import download
 from harness.models.gguf_header import read_header
 from harness.models.gguf_variants import FULL_PRECISION, METHODS
+from harness.models.hf_shape import CONFIG
 from harness.progress import Progress, silent
 from scenarios.errors import Infrastructure, UserError
 from scenarios.spec import ModelRef
 
-State = Literal["ready", "missing", "corrupt"]
+State = Literal["ready", "missing", "corrupt", "on the hub"]
 
 
 class Manifest(Record):
@@ -71,6 +72,14 @@ def resolve(ref: ModelRef, *, build: bool, on_progress: Progress = silent) -> Re
 
     Raises ModelNotFound, ModelCorrupt (damaged files are never replaced behind one's back), DownloadFailed.
     """
+    found = _resolve(ref, build, on_progress)
+    if ref.draft is None or not (ref.draft.name or ref.draft.path):
+        return found
+    own = ModelRef(name=ref.draft.name, path=ref.draft.path, context_tokens=ref.context_tokens)
+    return found.with_draft(_resolve(own, build, on_progress))
+
+
+def _resolve(ref: ModelRef, build: bool, on_progress: Progress) -> ResolvedModel:
     if ref.served_as is not None or ref.simulated is not None:
         return ResolvedModel(ref, ref.label, reference_variant="")
     if ref.path is not None and (folder := Path(ref.path).expanduser().resolve()).is_dir():
@@ -140,7 +149,19 @@ def list_models(*, verify: bool = False, on_progress: Progress = silent) -> tupl
             on_progress(number, len(model.wanted), f"{known.name} {variant}")
             variants.append(model.info(variant, verify=verify))
         infos.append(ModelInfo(name=known.name, license=known.license, variants=tuple(variants)))
-    return tuple(infos)
+    hub = (ModelInfo(name=m.name, license=m.license, variants=(_hub_info(m),)) for m in hugging_face.HUB.values())
+    return (*infos, *hub)
+
+
+def _hub_info(model: hugging_face.HubModel) -> VariantInfo:
+    """Its folder, where it was built here; one that cannot be built is fetched by the engine that serves it."""
+    folder = hugging_face.built_folder(model, cache_folder())
+    if not (folder / CONFIG).is_file():
+        return VariantInfo(variant=hugging_face.PUBLISHED, state="missing" if model.gguf else "on the hub")
+    found = hugging_face.in_folder(ModelRef(path=str(folder)), folder, _remembered_sha256)
+    size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    sha256 = found.digests[hugging_face.PUBLISHED]
+    return VariantInfo(variant=hugging_face.PUBLISHED, state="ready", size_bytes=size, sha256=sha256)
 
 
 @dataclass(frozen=True, slots=True)

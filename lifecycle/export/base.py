@@ -3,6 +3,7 @@
 Knows no format and no run folder. The contract suite is tests/contract/exporter_suite.py.
 """
 
+import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,7 @@ from tuners.results import Winner
 
 PLACEMENT_FLAGS = ("--host", "--hostname", "--port")  # where it listens is no part of a configuration
 HOST_FLAGS = {"text-generation-launcher": "--hostname"}  # of programs that do not call it --host
+DRAFTING_FLAG = "--speculative-config"
 SECRET_FLAGS = ("--api-key", "--api-key-file", "--hf-token", "--ssl-keyfile-password")
 SECRET_NAME = re.compile(r"(^|_)(API_?KEY|ACCESS_KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$")
 USER_AND_PASSWORD = re.compile(r"://[^/\s:@]+:[^/\s@]+@")
@@ -106,6 +108,21 @@ class Deployment:
             return None
         path = PurePosixPath(self.model)
         return str(path.parent if path.suffix == ".gguf" else path)
+
+    @property
+    def draft_folder(self) -> str | None:
+        """The same of the weights that draft; None: there are none of their own, or they are in ``model_folder``."""
+        try:
+            model = str(json.loads(self.canonical.flag(DRAFTING_FLAG) or "{}").get("model", ""))
+        except ValueError:  # vLLM says what it makes of it
+            return None
+        return model if model.startswith("/") and model != self.model_folder else None
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """Every folder that a container must see, by a name for it."""
+        found = {"model": self.model_folder, "draft": self.draft_folder}
+        return {name: folder for name, folder in found.items() if folder is not None}
 
     def listening(self, host: str) -> tuple[str, ...]:
         return (HOST_FLAGS.get(self.canonical.program[0], "--host"), host, "--port", str(self.port))

@@ -34,8 +34,8 @@ class Compose:
         }
         if canonical.env:
             service["environment"] = dict(canonical.env)
-        if (folder := deployment.model_folder) is not None:
-            service["volumes"] = [{"type": "bind", "source": folder, "target": folder, "read_only": True}]
+        if folders := deployment.folders.values():
+            service["volumes"] = [{"type": "bind", "source": f, "target": f, "read_only": True} for f in folders]
         if deployment.engine in SHARING_MEMORY:
             service["ipc"] = "host"
         if deployment.gpus:

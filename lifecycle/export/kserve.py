@@ -29,6 +29,8 @@ class KServe:
         arguments = [word for flag in canonical.flags if flag.name != NAME_FLAG for word in flag.words]
         if any("{{" in text for text in (*canonical.argv, *canonical.env.values())):
             raise UserError(f"--format {self.name}: KServe would take a `{{{{` for a template of its own")
+        if deployment.draft_folder is not None:
+            raise UserError(f"--format {self.name} brings one model: draft with weights of the hub, or from the text")
         if ARGUMENTS in canonical.env:
             raise UserError(f"--format {self.name} needs the environment variable {ARGUMENTS} for itself")
         container: dict[str, Any] = {

@@ -90,9 +90,9 @@ def _pod(deployment: Deployment) -> dict[str, Any]:
 def _storage(deployment: Deployment) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     mounts: list[dict[str, Any]] = []
     volumes: list[dict[str, Any]] = []
-    if (folder := deployment.model_folder) is not None:
-        mounts.append({"name": "model", "mountPath": folder, "readOnly": True})
-        volumes.append({"name": "model", "hostPath": {"path": folder, "type": "Directory"}})
+    for name, folder in deployment.folders.items():
+        mounts.append({"name": name, "mountPath": folder, "readOnly": True})
+        volumes.append({"name": name, "hostPath": {"path": folder, "type": "Directory"}})
     if deployment.engine in SHARING_MEMORY:
         mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})  # noqa: S108 - where it is, in every container
         volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory"}})

@@ -54,9 +54,9 @@ class ProductionStack:
             model["vllmConfig"]["tensorParallelSize"] = int(gpus)
         if canonical.env:
             model["env"] = env_list(canonical.env)
-        if (folder := deployment.model_folder) is not None:
-            model["extraVolumes"] = [{"name": "model", "hostPath": {"path": folder, "type": "Directory"}}]
-            model["extraVolumeMounts"] = [{"name": "model", "mountPath": folder, "readOnly": True}]
+        if folders := deployment.folders.items():
+            model["extraVolumes"] = [{"name": n, "hostPath": {"path": f, "type": "Directory"}} for n, f in folders]
+            model["extraVolumeMounts"] = [{"name": n, "mountPath": f, "readOnly": True} for n, f in folders]
         return yaml_text.dump([{"servingEngineSpec": {"modelSpec": [model]}}], deployment.told)
 
     def parse(self, text: str) -> Canonical:

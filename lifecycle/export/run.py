@@ -48,6 +48,11 @@ def deployment(run: Path, placement: Placement) -> Deployment:
         raise UserError(f"{run}: no configuration met the targets, so there is nothing to export")
     if winner.identity.simulated:
         raise UserError(f"{run}: its engine is simulated: there is nothing to deploy")
+    if winner.identity.dummy_weights:
+        raise UserError(
+            f"{run}: its weights were dummies, whose answers are noise; study the real ones, with quality tasks: leave "
+            f"out model.weights, and `--from {run}` tries what was found here first"
+        )
     plan = _plan(run, winner)
     engine = winner.identity.engine
     argv = plan.get("deploy_argv") or _exported_argv(winner)

@@ -124,7 +124,7 @@ class _Projection:
             )
         tags = study.study_tags()
         if study.winner is not None:
-            tags["mlflow.note.content"] = study.winner.reason
+            tags["mlflow.note.content"] = f"{study.noise}{study.winner.reason}"
         run_id = parent.info.run_id
         self._log(run_id, study.study_params(), study.study_metrics(), tags, times.end_ms)
         for file in ("scenario.yaml", "ledger.jsonl", "report.html"):

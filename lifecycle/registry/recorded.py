@@ -92,6 +92,11 @@ class Recorded:
         measured = [self.reference, *self.trials]
         return any(m is not None and m.identity is not None and m.identity.simulated for m in measured)
 
+    @property
+    def noise(self) -> str:
+        """What is said before anything else of a study with dummy weights; else empty."""
+        return "Dummy weights: every answer is noise. " if self.scenario.model.weights == "dummy" else ""
+
     def study_params(self) -> Flat:
         host = self.start.host.model_dump(include={"cpu", "cores", "memory_bytes", "gpus", "kernel"})
         told: dict[str, Any] = {
@@ -145,6 +150,7 @@ class Recorded:
             "engine": self.scenario.engine.name,
             "engine_version": self.start.engine_version,
             "simulated": str(self.simulated).lower(),
+            "weights": self.scenario.model.weights or "real",
             "host": self.start.host.hostname_hash,
             "scenario_digest": self.start.scenario_digest,
             "workload_digest": self.scenario.workload.digest,
@@ -232,6 +238,13 @@ def _measured(measurement: Measurement) -> Metrics:
         errors=sum(measurement.errors.values()),
         rss_peak_bytes=measurement.telemetry.rss_peak_bytes,
     )
+    if (server := measurement.server) is not None:
+        told = server.model_dump(exclude={"requests", "client_requests", "samples", "disagreements"})
+        metrics |= _present(**{f"server/{name}": value for name, value in told.items()})
+        metrics["server/disagreements"] = float(len(server.disagreements))
+    if (gpu := measurement.telemetry.gpu) is not None:
+        told = gpu.model_dump(exclude={"held_back_by"})
+        metrics |= _present(**{f"gpu/{name}": value for name, value in told.items()})
     for name, estimate in measurement.metrics.items():
         metrics |= _interval(name, estimate)
     return metrics

@@ -105,7 +105,8 @@ class _Group:
         )
         group = self.study.run.resolve().name
         told = {"name": name, "group": group, "job_type": job_type, "config": config}
-        if self.study.simulated:
-            told["tags"] = ["simulated"]
+        noted = {"simulated": self.study.simulated, "dummy weights": bool(self.study.noise)}
+        if tags := [tag for tag, true in noted.items() if true]:
+            told["tags"] = tags
         with self.wandb.init(dir=str(self.folder.parent), id=run_id, resume="allow", settings=settings, **told) as run:
             yield run

@@ -3,7 +3,9 @@
 import json
 
 import pytest
+from typer.testing import CliRunner
 
+from autotune.cli import app
 from harness.errors import EngineNotInstalled, ModelNotFound
 from harness.models import hf_convert, store
 from harness.models.hugging_face import HUB, PUBLISHED, built_folder
@@ -85,3 +87,24 @@ class TestBuild:
     def test_what_only_the_hub_has_is_not_built(self, cache):
         with pytest.raises(UserError, match="the engine fetches meta-llama/"):
             store.build("llama-3.1-8b-instruct")
+
+
+class TestList:
+    def listed(self):
+        return {m.name: m for m in store.list_models()}
+
+    def test_what_can_be_built_is_missing_until_it_is(self, cache):
+        (before,) = self.listed()[NAME].variants
+        assert (before.variant, before.state, before.size_bytes) == (PUBLISHED, "missing", None)
+        folder = fill(built_folder(HUB[NAME], cache))
+        (after,) = self.listed()[NAME].variants
+        assert after.state == "ready"
+        assert after.size_bytes == sum(file.stat().st_size for file in folder.iterdir())
+        assert after.sha256 == store.resolve(ModelRef(name=NAME), build=False).digests[PUBLISHED]
+
+    def test_what_the_engine_fetches_is_named_and_is_nothing_to_build(self, cache):
+        (variant,) = self.listed()["llama-3.1-8b-instruct"].variants
+        assert variant.state == "on the hub"
+        shown = CliRunner().invoke(app, ["models", "list"])
+        assert "llama-3.1-8b-instruct" in shown.output
+        assert "models build llama" not in shown.output

@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from autotune.cli import app
 from scenarios.errors import UserError
+from scenarios.load import CATALOG
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +46,19 @@ def test_sglang_is_planned_without_a_gpu():
 def test_what_does_not_fit_is_said_before_the_gpu_is_paid_for():
     with pytest.raises(UserError, match="not enough memory for one sequence"):
         tune("vllm-h100-llama-8b", "--dry-run", "--assume-gpus", "1x16")
+
+
+def test_a_study_of_dummy_weights_is_planned_and_says_so(tmp_path):
+    lines = (CATALOG / "vllm-h100-llama-8b.yaml").read_text().splitlines()
+    kept = [line for line in lines if not line.startswith("quality:") and "task" not in line]
+    file = tmp_path / "dummy.yaml"
+    file.write_text("\n".join(kept).replace("  context_tokens:", "  weights: dummy\n  context_tokens:") + "\n")
+    told = json.loads(tune(str(file), "--dry-run", "--assume-gpus", "1x80", "--json").stdout)
+    assert told["weights"] == "dummy"
+    assert "--load-format dummy" in told["control"]["command"]
+    assert any(notice.startswith("speculation=ngram is left out") for notice in told["control"]["notices"])
+    shown = " ".join(tune(str(file), "--dry-run", "--assume-gpus", "1x80").stdout.split())
+    assert "with dummy weights: every answer is noise" in shown
 
 
 @pytest.mark.parametrize("gpus", ["80", "1x", "0x80", "ax80"])

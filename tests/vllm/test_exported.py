@@ -13,7 +13,7 @@ from harness.host import limits
 from harness.supervise import launch
 from lifecycle.export.shell import Shell
 from lifecycle.export.vllm import VllmYaml
-from scenarios.spec import EngineSpec
+from scenarios.spec import DraftRef, EngineSpec
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "lifecycle/export"))
 from deployments import deployment_of, random_config
@@ -60,8 +60,10 @@ def exported(engine, smollm, rng):
 
 def test_the_parser_of_vllm_reads_both_alike(engine, smollm, python, tmp_path):
     rng, lines = random.Random(21), []
+    draft = DraftRef(method="draft_model", path=str(smollm.variants["published"]))
+    drafting = dataclasses.replace(smollm, ref=smollm.ref.model_copy(update={"draft": draft})).with_draft(smollm)
     for number in range(CONFIGURATIONS):
-        deployment = exported(engine, smollm, rng)
+        deployment = exported(engine, drafting, rng)
         folder = tmp_path / str(number)
         folder.mkdir()
         text = VllmYaml().render(deployment)

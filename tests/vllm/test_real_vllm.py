@@ -67,6 +67,7 @@ class TestContract(engine_suite.EngineSuite):
 def test_the_installed_parser_knows_every_flag_that_is_tuned(python):
     flags = installed.flags(VLLM, python)
     tuned = [*knobs.VALUES.values(), *(f"--{name}" for name in knobs.SWITCHES.values()), "--speculative-config"]
+    tuned.append("--load-format")
     assert [flag for flag in tuned if flag not in flags] == []
 
 

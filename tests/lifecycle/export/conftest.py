@@ -62,12 +62,17 @@ def llama_deployments(llama_model):
 def models(tmp_path_factory):
     """One that the engine fetches from a hub, and one in a folder of this machine."""
     cache = tmp_path_factory.mktemp("cache")
-    of_the_hub = of_hub(ModelRef(name="llama-3.1-8b-instruct"), HUB["llama-3.1-8b-instruct"], cache, str)
+    small = of_hub(ModelRef(name="smollm2-135m-instruct-hf"), HUB["smollm2-135m-instruct-hf"], cache, str)
+    head = {"method": "eagle3", "name": small.label}
+    large = ModelRef(name="llama-3.1-8b-instruct", draft=head)
+    of_the_hub = of_hub(large, HUB["llama-3.1-8b-instruct"], cache, str).with_draft(small)
     folder = tmp_path_factory.mktemp("models") / "grün 'n' 100% $HOME"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(dict(HUB["smollm2-135m-instruct-hf"].config)))
     (folder / "model.safetensors").write_bytes(b"x" * 1000)
-    return of_the_hub, in_folder(ModelRef(path=str(folder)), folder, str)
+    drafted = ModelRef(path=str(folder), draft={"method": "draft_model", "name": small.label})
+    in_a_folder = in_folder(drafted, folder, str).with_draft(small)
+    return of_the_hub, in_a_folder
 
 
 def of_whole_spaces(engines, models, model_of):

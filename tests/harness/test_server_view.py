@@ -1,0 +1,177 @@
+"""The server's figures beside the client's: a real load on a server that counts, and one that counts too late."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from harness.bench import Subject, session
+from harness.engines.base import LaunchPlan, ResolvedModel
+from harness.engines.vllm.adapter import Vllm
+from harness.errors import TrialVoid
+from harness.host import limits
+from harness.server_view import server_view
+from scenarios.space import ServingConfig
+from scenarios.spec import Scenario
+from scenarios.words import Words, candidates
+
+ENGINE = Path(__file__).with_name("telling_engine.py")
+RATE_RPS = 30.0
+SCENARIO = Scenario.model_validate(
+    {
+        "name": "telling",
+        "model": {"name": "m"},
+        "objective": "meet",
+        "workload": {
+            "arrivals": {"rate": {"rps": RATE_RPS}},
+            "prompt_tokens": {"mean": 8},
+            "output_tokens": {"mean": 4},
+        },
+        "slo": {"ttft": {"target_ms": 400.0}},
+        "budget": {"warmup_s": 0.5},
+    }
+)
+
+
+class Telling(Vllm):
+    name = "telling"
+
+    def plan(self, spec, model, config, host):
+        return LaunchPlan(
+            config=config,
+            argv=(sys.executable, "-S", str(ENGINE), "{port}", str(config.knobs["late_s"])),
+            env={},
+            base_url="http://127.0.0.1:{port}/v1",
+            served_model="m",
+            health_path="/health",
+            expected_memory_bytes=None,
+            memory_explained="",
+        )
+
+
+class Listener:
+    def __init__(self):
+        self.notes = []
+
+    def begin(self, what, seconds): ...
+
+    def live(self, counters): ...
+
+    def note(self, line):
+        self.notes.append(line)
+
+
+def held(root, late_s, seconds=5.0, engine=None):
+    words = Words(candidates(), exact=True)
+    model = ResolvedModel(SCENARIO.model, "m", "")
+    subject = Subject(SCENARIO, engine or Telling(), "telling", model, limits(), root, Listener(), words=words)
+    config = ServingConfig("telling", {"late_s": late_s})
+    for attempt in range(2):  # a busy machine is no reason to fail
+        try:
+            with session(subject, config, root / str(attempt)) as s:
+                return s.hold(RATE_RPS, seconds, seed=attempt, name="hold", until_certain=False), subject.observer.notes
+        except TrialVoid:
+            continue
+    pytest.skip("this machine is too busy to measure anything")
+
+
+def test_on_a_server_that_counts_from_the_arrival_both_agree(tmp_path):
+    loaded, notes = held(tmp_path, late_s=0.0)
+    view = loaded.measurement.server
+    assert view.requests == view.client_requests == loaded.load.sent
+    assert view.ttft_mean_ms == pytest.approx(20, abs=15)
+    assert 0 <= view.client_ttft_mean_ms - view.ttft_mean_ms < 3
+    assert 0 <= view.client_e2e_mean_ms - view.e2e_mean_ms < 3
+    assert view.disagreements == ()
+    assert notes == []
+    assert view.prefix_hit_share == 0.25
+    assert view.preemptions == 0, "two were counted before"
+    assert view.running_peak is not None
+    assert view.samples >= 2
+    assert (view.waiting_peak, view.kv_usage_peak, view.accepted_share) == (None, None, None), "it does not tell"
+
+
+def test_what_waits_before_it_is_counted_is_told(tmp_path):
+    loaded, notes = held(tmp_path, late_s=0.04, seconds=3.0)
+    view = loaded.measurement.server
+    assert view.client_ttft_mean_ms - view.ttft_mean_ms == pytest.approx(40, abs=10)
+    assert [line.split(",")[0] for line in view.disagreements] == ["TTFT", "end to end"]
+    assert "were spent between them: its HTTP front end, or the network (3.0 ms are usual)" in view.disagreements[0]
+    assert notes == [f"  {line}" for line in view.disagreements]
+
+
+class TestComparison:
+    NAMES = Telling.server_names
+
+    def view(self, records, n, ttft_s, e2e_s):
+        after = {
+            "time_to_first_token_seconds_sum": n * ttft_s,
+            "time_to_first_token_seconds_count": float(n),
+            "e2e_request_latency_seconds_sum": n * e2e_s,
+            "e2e_request_latency_seconds_count": float(n),
+        }
+        return server_view(self.NAMES, {}, after, [], records, stream=True)
+
+    @pytest.fixture
+    def records(self):
+        """Thirty answers of four tokens: sent a millisecond late, the first token after 100 ms, the last after 160."""
+        due_ms = 50 * np.arange(30)
+        stamps = {"t_send_ns": due_ms + 1, "t_first_ns": due_ms + 101, "t_last_ns": due_ms + 161}
+        columns = {name: pa.array((ms * 1e6).astype(int)) for name, ms in stamps.items()}
+        chunks = pa.array([[1, 2, 3, 4]] * 30, pa.list_(pa.int64()))
+        return pa.table(
+            {**columns, "error": pa.nulls(30, pa.string()), "output_tokens": pa.array([4] * 30), "chunk_ns": chunks}
+        )
+
+    def test_means_are_those_of_the_stamps(self, records):
+        view = self.view(records, 30, 0.1, 0.16)
+        assert (view.client_ttft_mean_ms, view.client_tpot_mean_ms, view.client_e2e_mean_ms) == (100, 20, 160)
+        assert (view.ttft_mean_ms, view.tpot_mean_ms, view.e2e_mean_ms) == pytest.approx((100, None, 160))
+        assert view.disagreements == ()
+
+    def test_the_larger_of_two_bounds_counts(self, records):
+        """5 % of a TTFT of 100 ms; 3 ms where 5 % are less."""
+        for server_ms, flagged in ((96.0, False), (94.0, True), (104.0, False), (106.0, True)):
+            view = self.view(records, 30, server_ms / 1e3, 0.16)
+            assert bool(view.disagreements) is flagged, server_ms
+            assert all("in its own clock" in line for line in view.disagreements if server_ms > 100)
+        faster = {"t_first_ns": 21, "t_last_ns": 41}
+        for name, ms in faster.items():
+            stamps = pa.array([int((50 * i + ms) * 1e6) for i in range(30)])
+            records = records.set_column(records.schema.get_field_index(name), name, stamps)
+        for server_ms, flagged in ((17.1, False), (16.9, True), (22.9, False), (23.1, True)):
+            assert bool(self.view(records, 30, server_ms / 1e3, 0.04).disagreements) is flagged, server_ms
+
+    def test_others_on_the_same_server_are_told(self, records):
+        view = self.view(records, 37, 0.1, 0.16)
+        assert view.disagreements == (
+            "the server finished 37 requests, 30 were ours: others use it, so its figures are not of this run alone",
+        )
+
+    def test_few_requests_and_cut_ones_are_not_compared(self, records):
+        assert self.view(records.slice(0, 19), 19, 9.0, 9.0).disagreements == ()
+        cancelled = records.set_column(
+            records.schema.get_field_index("error"), "error", pa.array(["cancelled", *[None] * 29])
+        )
+        assert self.view(cancelled, 30, 9.0, 9.0).disagreements == ()
+
+    def test_a_server_that_tells_nothing_is_not_doubted(self, records):
+        view = server_view(self.NAMES, {}, {"up": 1.0}, [], records, stream=False)
+        assert (view.requests, view.ttft_mean_ms, view.client_ttft_mean_ms, view.disagreements) == (
+            None,
+            None,
+            None,
+            (),
+        )
+        assert view.client_e2e_mean_ms == 160
+
+
+def test_an_engine_whose_names_are_not_known_is_not_asked(tmp_path):
+    class Silent(Telling):
+        server_names = None
+
+    loaded, _ = held(tmp_path, late_s=0.0, seconds=1.0, engine=Silent())
+    assert loaded.measurement.server is None
+    assert loaded.measurement.telemetry.engine_metrics["prefix_cache_hits_total"] == 4 * loaded.load.sent

@@ -1,0 +1,148 @@
+"""The real vLLM server under the harness's own load: its figures beside the client's, dummies, drafts, and a hang."""
+
+import json
+import shutil
+import signal
+import threading
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from harness.bench import prepare, session
+from harness.engines.vllm import words
+from harness.errors import EngineHung, TrialVoid
+from harness.measurement import Measurement
+from harness.observe import Target
+from scenarios.spec import Scenario
+from tuners.settle import build_words
+
+RATE_RPS = 4.0
+
+
+class Silent:
+    def __init__(self):
+        self.notes = []
+
+    def begin(self, what, seconds): ...
+
+    def live(self, counters): ...
+
+    def note(self, line):
+        self.notes.append(line)
+
+
+def scenario(model, **engine):
+    return Scenario.model_validate(
+        {
+            "name": "vllm-under-load",
+            "model": {"context_tokens": 256, **model},
+            "engine": {"name": "vllm-cpu", "start_timeout_s": 600.0, **engine},
+            "workload": {
+                "arrivals": {"process": "constant"},
+                "shared_prefix_tokens": 32,
+                "prompt_tokens": {"distribution": "fixed", "mean": 64.0},
+                "output_tokens": {"distribution": "fixed", "mean": 8.0},
+            },
+            "slo": {
+                "ttft": {"percentile": 95.0, "target_ms": 5000.0},
+                "tpot": {"percentile": 95.0, "target_ms": 1000.0},
+            },
+            "budget": {"warmup_s": 2.0},
+        }
+    )
+
+
+def started(tmp_path, model, chosen=None, **engine):
+    """A session without compilation, which starts sooner."""
+    wanted = scenario(model, **engine)
+    subject = prepare(wanted, tmp_path, Silent(), build=False)
+    targets = tuple(Target(name, t.percentile, t.target_ms) for name, t in wanted.targets.items())
+    config = subject.space().complete({"enforce_eager": True, "kv_cache_gib": 1, **(chosen or {})})
+    return session(replace(subject, targets=targets), config, tmp_path / "engine")
+
+
+def with_words(s):
+    s.subject = replace(s.subject, words=build_words(s))
+    return s
+
+
+def path_of(smollm):
+    return str(smollm.variants["published"])
+
+
+def held(s, **hold):
+    """Void or not: what was counted is true on a busy machine, too."""
+    try:
+        return s.hold(RATE_RPS, until_certain=False, **hold).measurement
+    except TrialVoid:
+        return Measurement.model_validate_json((s.folder / hold["name"] / "measurement.json").read_bytes())
+
+
+class TestOneServer:
+    """One start for both tests; the second is the end of it."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def s(cls, smollm, tmp_path_factory):
+        root = tmp_path_factory.mktemp("one-server")
+        with started(root, {"path": path_of(smollm)}, hang_timeout_s=4.0) as s:
+            with_words(s).warm_up(seed=1)
+            yield s
+            tree = s.running.tree()
+        assert len(tree) > 1
+        assert not any(process.is_running() and process.status() != "zombie" for process in tree)
+
+    def test_its_own_figures_are_told_and_agree_with_the_client_s(self, s):
+        for attempt in range(3):
+            measured = held(s, seconds=10, seed=2 + attempt, name=f"hold-{attempt}")
+            if not measured.audit.void_reasons:
+                break
+        view = measured.server
+        print(view.model_dump_json(indent=1), measured.audit.void_reasons)
+        assert view.requests == view.client_requests == measured.n_sent
+        assert 0 < view.e2e_mean_ms <= view.client_e2e_mean_ms
+        assert view.samples >= 3
+        assert view.running_peak >= 1
+        assert 0 < view.kv_usage_peak < 0.5
+        assert 0.2 < view.prefix_hit_share < 0.6, "half of each prompt is the common prefix, the rest is fresh"
+        assert view.preemptions == 0
+        assert view.accepted_share is None, "nothing was drafted"
+        if measured.audit.void_reasons:
+            pytest.skip(f"agreement is not judged on a disturbed machine: {measured.audit.void_reasons}")
+        assert view.disagreements == ()
+
+    def test_a_stop_of_the_world_under_load_is_a_hang(self, s):
+        tree = s.running.tree()
+        stop = threading.Timer(5, lambda: [process.send_signal(signal.SIGSTOP) for process in tree])
+        stop.start()
+        with pytest.raises(EngineHung, match="gave no token for 4 s with requests in flight") as caught:
+            s.hold(RATE_RPS, 60, seed=9, name="stopped", until_certain=False)
+        assert caught.value.failure == "hung"
+        assert all(process.status() == psutil.STATUS_STOPPED for process in tree)
+
+
+def test_dummies_are_served_without_a_file_of_weights(smollm, tmp_path):
+    folder = tmp_path / "shape-only"
+    shutil.copytree(path_of(smollm), folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    assert not list(folder.glob("*.safetensors"))
+    with started(tmp_path, {"path": str(folder), "weights": "dummy"}) as s:
+        assert s.subject.identity(s.plan).dummy_weights
+        assert "dummy weights: the speed is real, every answer is noise" in s.subject.observer.notes
+        measured = held(with_words(s), seconds=6, seed=2, name="hold")
+    assert measured.errors == {}
+    assert measured.server.requests == measured.n_sent
+
+
+def test_a_model_drafts_for_itself_and_is_nearly_always_right(smollm, tmp_path):
+    model = {"path": path_of(smollm), "draft": {"method": "draft_model", "path": path_of(smollm)}}
+    chosen = {"speculation": "draft_model", "speculative_tokens": 3}
+    with started(tmp_path, model, chosen) as s:
+        assert json.loads(s.plan.argv[s.plan.argv.index("--speculative-config") + 1])["method"] == "draft_model"
+        log = s.running.log_path.read_text()
+        assert words.resolved(log)["speculation"] == "draft_model"
+        assert s.subject.engine.disagreements(s.plan, log) == ()
+        measured = held(with_words(s), seconds=6, seed=2, name="hold")
+    print(measured.server.model_dump_json(indent=1))
+    assert measured.errors == {}
+    assert measured.server.accepted_share > 0.9
