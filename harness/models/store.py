@@ -5,14 +5,11 @@ appears under its name only when it is whole, and beside it its manifest: what i
 A file whose size and modification time are as recorded is taken as whole; otherwise its digest is computed.
 """
 
-import contextlib
 import difflib
-import fcntl
 import hashlib
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,10 +23,11 @@ from harness.measurement import Record
 from harness.models import gguf_variants, hf_convert, hugging_face
 from harness.models.catalog import KNOWN, KnownModel
 from harness.models.fetch import download
+from harness.models.folders import disk, file_sha256, locked, replace
 from harness.models.gguf_header import read_header
 from harness.models.gguf_variants import FULL_PRECISION, METHODS
 from harness.progress import Progress, silent
-from scenarios.errors import Infrastructure, UserError
+from scenarios.errors import UserError
 from scenarios.spec import ModelRef
 
 State = Literal["ready", "missing", "corrupt"]
@@ -122,7 +120,7 @@ def _build_of_hub(model: hugging_face.HubModel, on_progress: Progress) -> dict[s
         raise UserError(f"{model.name} is not built here: the engine fetches {model.repository} from the hub itself")
     source = build(model.gguf, ("f16",), on_progress)["f16"]
     folder = hugging_face.built_folder(model, cache_folder())
-    with _locked(folder.with_name(f"{folder.name}-lock"), on_progress, model.name) as scratch:
+    with locked(folder.with_name(f"{folder.name}-lock"), on_progress, model.name) as scratch:
         on_progress(0, 1, f"{model.name}: Hugging Face format")
         part = hf_convert.convert(source, scratch / "model")
         shutil.rmtree(folder, ignore_errors=True)
@@ -210,7 +208,7 @@ class _Model:
 
     def fill(self, variants: tuple[str, ...], on_progress: Progress, *, replace_corrupt: bool) -> None:
         """Makes what is missing, the published file first."""
-        with _locked(self.folder, on_progress, self.label) as scratch:
+        with locked(self.folder, on_progress, self.label) as scratch:
             for variant in dict.fromkeys((self.original, *variants)):
                 try:
                     if self.check(variant):
@@ -242,14 +240,14 @@ class _Model:
     def _keep(self, part: Path, variant: str, method: str, sha256: str, source_sha256: str | None) -> None:
         """Old manifest away, new file in place, new manifest: a file without one counts as missing."""
         (self.folder / f"{variant}.json").unlink(missing_ok=True)
-        _replace(part, self.file(variant))
+        replace(part, self.file(variant))
         self._record(variant, method, sha256, source_sha256)
 
     def _record(self, variant: str, method: str, sha256: str, source_sha256: str | None) -> Manifest:
         manifest = self._describe(variant, method, sha256, source_sha256)
         part = self.folder / f"{variant}.{os.getpid()}.part"
         part.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        _replace(part, self.folder / f"{variant}.json")
+        replace(part, self.folder / f"{variant}.json")
         return manifest
 
     def _describe(self, variant: str, method: str, sha256: str, source_sha256: str | None) -> Manifest:
@@ -294,52 +292,9 @@ def _remembered_sha256(path: Path) -> str:
     if memory.exists() and memory.read_text().startswith(state):
         return memory.read_text().removeprefix(state)
     sha256 = file_sha256(path)
-    with _disk(memory):
+    with disk(memory):
         memory.parent.mkdir(parents=True, exist_ok=True)
         part = memory.with_suffix(f".{os.getpid()}")
         part.write_text(state + sha256)
         part.replace(memory)
     return sha256
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, on_progress: Progress, label: str) -> Iterator[Path]:
-    """A scratch folder, ours alone while the lock is held. What dead processes left there goes first."""
-    with _disk(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                on_progress(0, 1, f"waiting for another process that works on {label}")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            for left in folder.glob("scratch-*"):
-                shutil.rmtree(left, ignore_errors=True)
-            for left in folder.glob("*.part"):
-                left.unlink()
-            scratch = folder / f"scratch-{os.getpid()}"
-            scratch.mkdir()
-            try:
-                yield scratch
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as err:
-        raise Infrastructure(f"{path}: {err.strerror or err}; nothing half-made is left") from err
-
-
-def _replace(part: Path, target: Path) -> None:
-    """``part`` under its final name, on the disk for good."""
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(target)
