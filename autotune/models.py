@@ -16,9 +16,24 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Weights and their quantised variants, cached outside the repository.", no_args_is_help=True)
 
 NameArgument = Annotated[str, typer.Argument(help="A known model: see `autotune models list`.", show_default=False)]
-BuildArgument = Annotated[str, typer.Argument(help="A known model, or the path of a GGUF file.", show_default=False)]
-VariantOption = Annotated[
-    list[str] | None, typer.Option("--variant", help="Build only this one; may be repeated.", show_default=False)
+BuildArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A known model, the path of a GGUF file, or of a folder in Hugging Face format.", show_default=False
+    ),
+]
+SchemeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scheme",
+        "--variant",
+        help="Precision to build; may be repeated. GGUF: f16, q8_0, q4_0, q4_1 (default: all that scenarios use). "
+        "Hugging Face format: w8a8-int8, fp8-dynamic, gptq-int4.",
+        show_default=False,
+    ),
+]
+SamplesOption = Annotated[
+    int, typer.Option("--calibration-samples", min=1, help="Of 512 tokens each, where a scheme is calibrated.")
 ]
 
 
@@ -62,12 +77,14 @@ def fetch(name: NameArgument, json: JsonOption = False) -> None:
 
 
 @app.command()
-def build(name: BuildArgument, variant: VariantOption = None, json: JsonOption = False) -> None:
+def build(
+    name: BuildArgument, scheme: SchemeOption = None, calibration_samples: SamplesOption = 64, json: JsonOption = False
+) -> None:
     """Make the quantised variants of a model (it is fetched first if need be)."""
     from harness.models import store
 
     with _progress() as on_progress:
-        files = store.build(name, tuple(variant or ()), on_progress)
+        files = store.build(name, tuple(scheme or ()), on_progress, calibration_samples=calibration_samples)
     if json:
         emit_json({"name": name, "variants": {v: str(path) for v, path in files.items()}})
         return

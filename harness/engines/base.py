@@ -23,6 +23,7 @@ class ResolvedModel:
     variants: Mapping[str, Path] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
     repositories: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # fetched by the engine: name, revision
+    unbuilt: Mapping[str, str] = field(default_factory=dict)  # variant that could be here -> why it is not
 
 
 @dataclass(frozen=True, slots=True)

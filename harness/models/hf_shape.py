@@ -32,6 +32,7 @@ class HfShape:
     weight_bytes: int
     latent_dim: int | None = None  # of one token in a layer's KV cache, where keys and values are compressed (MLA)
     quantized: str | None = None  # method of the checkpoint
+    experts: bool = False
 
     def kv_bytes_per_token(self, bytes_per_value: float) -> float:
         """Over all layers. Sliding windows take less; that is not reckoned with."""
@@ -71,12 +72,13 @@ def of_config(config: dict[str, Any], path: Path, weight_bytes: int | None) -> H
             weight_bytes=weight_bytes or 0,
             latent_dim=None if latent is None else latent + text.get("qk_rope_head_dim", 0),
             quantized=(config.get("quantization_config") or {}).get("quant_method"),
+            experts=any("expert" in key for key in text),
         )
     except KeyError as err:
         raise ModelCorrupt(f"{path}: it has no {err.args[0]}: not a language model that this can serve") from err
     if weight_bytes is not None:
         return made
-    if any("expert" in key for key in text):
+    if made.experts:
         raise ModelNotFound(f"{path.parent}: a mixture of experts whose weights are not here cannot be reckoned")
     reckoned = parameters(made, tied=bool(text.get("tie_word_embeddings", False))) * BYTES.get(made.dtype, 2)
     return of_config(config, path, reckoned)

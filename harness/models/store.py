@@ -19,8 +19,9 @@ from pydantic import ValidationError
 
 from harness.engines.base import ResolvedModel
 from harness.errors import ModelCorrupt, ModelNotFound
+from harness.host import limits
 from harness.measurement import Record
-from harness.models import gguf_variants, hf_convert, hugging_face
+from harness.models import calibration, gguf_variants, hf_convert, hugging_face, quantise, schemes
 from harness.models.catalog import KNOWN, KnownModel
 from harness.models.fetch import download
 from harness.models.folders import disk, file_sha256, locked, replace
@@ -71,10 +72,8 @@ def resolve(ref: ModelRef, *, build: bool, on_progress: Progress = silent) -> Re
     """
     if ref.served_as is not None or ref.simulated is not None:
         return ResolvedModel(ref, ref.label, reference_variant="")
-    if ref.path is not None and (folder := Path(ref.path).expanduser().resolve()).is_dir():
-        return hugging_face.in_folder(ref, folder, _remembered_sha256)
-    if ref.name in hugging_face.HUB:
-        return hugging_face.of_hub(ref, hugging_face.HUB[ref.name], cache_folder(), _remembered_sha256)
+    if (published := _published(ref)) is not None:
+        return quantise.with_built(published, cache_folder(), _remembered_sha256)
     model = _known(ref.label) if ref.path is None else _local(Path(ref.path).expanduser().resolve())
     if build:
         model.fill(model.wanted, on_progress, replace_corrupt=False)
@@ -93,6 +92,15 @@ def resolve(ref: ModelRef, *, build: bool, on_progress: Progress = silent) -> Re
     )
 
 
+def _published(ref: ModelRef) -> ResolvedModel | None:
+    """A model in Hugging Face format, without what is built of it; None: it is in another format."""
+    if ref.path is not None and (folder := Path(ref.path).expanduser().resolve()).is_dir():
+        return hugging_face.in_folder(ref, folder, _remembered_sha256)
+    if ref.name in hugging_face.HUB:
+        return hugging_face.of_hub(ref, hugging_face.HUB[ref.name], cache_folder(), _remembered_sha256)
+    return None
+
+
 def fetch(name: str, on_progress: Progress = silent) -> Path:
     """The published file of a known model, downloaded if it is missing or damaged."""
     model = _known(name)
@@ -100,11 +108,20 @@ def fetch(name: str, on_progress: Progress = silent) -> Path:
     return model.file(model.original)
 
 
-def build(name: str, variants: tuple[str, ...] = (), on_progress: Progress = silent) -> dict[str, Path]:
-    """These variants (default: all), built if missing or damaged. ``name``: a known model or a GGUF file's path."""
-    if name in hugging_face.HUB:
-        return _build_of_hub(hugging_face.HUB[name], on_progress)
+def build(
+    name: str,
+    variants: tuple[str, ...] = (),
+    on_progress: Progress = silent,
+    *,
+    calibration_samples: int = calibration.SAMPLES,
+) -> dict[str, Path]:
+    """These variants, built if missing or damaged; default: all of a GGUF file, the published one of other models.
+
+    ``name``: a known model, the path of a GGUF file, or of a folder in Hugging Face format.
+    """
     local = Path(name).expanduser()
+    if name in hugging_face.HUB or local.is_dir():
+        return _build_checkpoints(name, variants, calibration_samples, on_progress)
     model = _local(local.resolve()) if name not in KNOWN and local.is_file() else _known(name)
     for variant in variants:
         if variant not in model.wanted:
@@ -112,6 +129,26 @@ def build(name: str, variants: tuple[str, ...] = (), on_progress: Progress = sil
     wanted = variants or model.wanted
     model.fill(wanted, on_progress, replace_corrupt=True)
     return {variant: model.file(variant) for variant in wanted}
+
+
+def _build_checkpoints(
+    name: str, wanted: tuple[str, ...], calibration_samples: int, on_progress: Progress
+) -> dict[str, Path]:
+    """Raises UserError for what cannot be built, before anything is."""
+    known = hugging_face.HUB.get(name)
+    asked = [schemes.named(scheme) for scheme in wanted]
+    if not asked:
+        if known is None:
+            raise UserError(f"{name} is there; say what to make of it: --scheme {', '.join(schemes.SCHEMES)}")
+        return _build_of_hub(known, on_progress)
+    ref = ModelRef(name=name) if known else ModelRef(path=name)
+    model = _published(ref)
+    assert model is not None
+    if model.repositories and known and known.gguf:
+        _build_of_hub(known, on_progress)
+        model = _published(ref) or model
+    requests = [quantise.request(model, scheme, limits(), calibration_samples) for scheme in asked]
+    return {ask.scheme: quantise.build(model, ask, cache_folder(), _remembered_sha256, on_progress) for ask in requests}
 
 
 def _build_of_hub(model: hugging_face.HubModel, on_progress: Progress) -> dict[str, Path]:
