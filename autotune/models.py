@@ -43,7 +43,8 @@ def list_(
     json: JsonOption = False,
 ) -> None:
     """Known models, and which of their variants are on this machine."""
-    from harness.models.store import cache_folder, list_models
+    from harness.models.folders import cache_folder
+    from harness.models.store import list_models
 
     with _progress() as on_progress:
         models = list_models(verify=verify, on_progress=on_progress)

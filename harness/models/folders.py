@@ -1,4 +1,4 @@
-"""A folder of the cache that processes work in one at a time: one lock, one scratch folder, whole files only.
+"""The cache of models on disk: folders that one process works in at a time, whole files only, digests remembered.
 
 Knows nothing of models.
 """
@@ -11,13 +11,38 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import platformdirs
+
 from harness.progress import Progress
 from scenarios.errors import Infrastructure
+
+
+def cache_folder() -> Path:
+    """Where models are kept: $AUTOTUNE_MODELS, or the user's cache folder."""
+    given = os.environ.get("AUTOTUNE_MODELS")
+    return Path(given) if given else Path(platformdirs.user_cache_dir("autotune")) / "models"
 
 
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remembered_sha256(path: Path) -> str:
+    """Digest of a user's file, computed once per size and modification time."""
+    stat = path.stat()
+    key = hashlib.sha256(str(path).encode()).hexdigest()[:16]
+    memory = cache_folder() / "digests" / key
+    state = f"{stat.st_size} {stat.st_mtime_ns} "
+    if memory.exists() and memory.read_text().startswith(state):
+        return memory.read_text().removeprefix(state)
+    sha256 = file_sha256(path)
+    with disk(memory):
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        part = memory.with_suffix(f".{os.getpid()}")
+        part.write_text(state + sha256)
+        part.replace(memory)
+    return sha256
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from harness.engines.environments import interpreter
 from harness.errors import EngineNotInstalled, ModelCorrupt
 from harness.measurement import Record
 from harness.models import builder_main, calibration, hugging_face, schemes
-from harness.models.folders import file_sha256, locked
+from harness.models.folders import cache_folder, file_sha256, locked, remembered_sha256
 from harness.models.hf_shape import shape
 from harness.models.schemes import Scheme
 from harness.progress import Progress
@@ -99,50 +100,54 @@ def request(model: ResolvedModel, scheme: Scheme, host: HostLimits, samples: int
     )
 
 
-def home(model: ResolvedModel, cache: Path) -> Path:
+def home(model: ResolvedModel) -> Path:
     """Where its checkpoints are kept: of these very weights."""
-    return cache / f"{model.label}-{model.digests[model.reference_variant][:12]}"
+    return cache_folder() / f"{model.label}-{model.digests[model.reference_variant][:12]}"
 
 
-def with_built(model: ResolvedModel, cache: Path, file_digest: FileDigest) -> ResolvedModel:
+def with_built(model: ResolvedModel) -> ResolvedModel:
     """``model`` with every checkpoint that was built of it, and how to build the others. Raises ModelCorrupt."""
     if shape(model.variants[model.reference_variant]).quantized is not None:
         return model
-    built, digests, unbuilt = {}, {}, {}
-    for name in schemes.SCHEMES:
-        folder = home(model, cache) / name
-        command = f"autotune models build {model.ref.label} --scheme {name}"
-        if (found := manifest(folder)) is None:
-            unbuilt[name] = f"it is not built; run: {command}"
-            continue
-        got = hugging_face.digest_of(folder, file_digest)
-        if got != found.digest:
-            raise ModelCorrupt(f"{folder}: its digest must be {found.digest}, got {got}; run: {command}")
-        built[name], digests[name] = folder, got
-    return replace(model, variants={**model.variants, **built}, digests={**model.digests, **digests}, unbuilt=unbuilt)
+    found = {name: check(model, name) for name in schemes.SCHEMES}
+    return replace(
+        model,
+        variants={**model.variants, **{name: home(model) / name for name in found if found[name]}},
+        digests={**model.digests, **{name: made.digest for name, made in found.items() if made}},
+        unbuilt={name: f"it is not built; run: {_command(model, name)}" for name in found if not found[name]},
+    )
 
 
-def manifest(folder: Path) -> CheckpointManifest | None:
-    """None: there is no whole checkpoint. Raises ModelCorrupt."""
+def check(model: ResolvedModel, scheme: str, file_digest: FileDigest = remembered_sha256) -> CheckpointManifest | None:
+    """The manifest of a whole checkpoint; None: there is none. Raises ModelCorrupt."""
+    folder = home(model) / scheme
     path = folder / MANIFEST
     if not path.exists():
         return None
     try:
-        return CheckpointManifest.model_validate_json(path.read_bytes())
+        made = CheckpointManifest.model_validate_json(path.read_bytes())
     except ValidationError as err:
-        raise ModelCorrupt(f"{path}: not a manifest of ours; remove {folder} and build it again") from err
+        raise ModelCorrupt(f"{path}: not a manifest of ours; run: {_command(model, scheme)}") from err
+    got = hugging_face.digest_of(folder, file_digest)
+    if got != made.digest:
+        raise ModelCorrupt(f"{folder}: its digest must be {made.digest}, got {got}; run: {_command(model, scheme)}")
+    return made
 
 
-def build(model: ResolvedModel, ask: Request, cache: Path, file_digest: FileDigest, on_progress: Progress) -> Path:
+def _command(model: ResolvedModel, scheme: str) -> str:
+    return f"autotune models build {shlex.quote(model.ref.label)} --scheme {scheme}"
+
+
+def build(model: ResolvedModel, ask: Request, on_progress: Progress) -> Path:
     """The checkpoint's folder; one that was built of the same, and is whole, is kept.
 
     Raises EngineNotInstalled without the builder's environment, UserError for a model that the builder does not know,
     Infrastructure for a full disk, too little memory, and whatever else the builder ends with: its own last words.
     """
-    scheme, place = schemes.SCHEMES[ask.scheme], home(model, cache)
+    scheme, place = schemes.SCHEMES[ask.scheme], home(model)
     target = place / scheme.name
     with locked(place, on_progress, f"{model.label} {scheme.name}") as scratch:
-        if _is_built(target, ask, file_digest):
+        if _is_built(model, ask):
             return target
         python = interpreter(scheme.builder)
         if python is None:
@@ -175,14 +180,13 @@ def build(model: ResolvedModel, ask: Request, cache: Path, file_digest: FileDige
     return target
 
 
-def _is_built(target: Path, ask: Request, file_digest: FileDigest) -> bool:
+def _is_built(model: ResolvedModel, ask: Request) -> bool:
+    """As it is asked for; what is damaged, or was calibrated otherwise, is not."""
     try:
-        found = manifest(target)
+        made = check(model, ask.scheme)
     except ModelCorrupt:
         return False
-    if found is None or (found.settings, found.calibration) != (dict(ask.settings), ask.calibration):
-        return False
-    return hugging_face.digest_of(target, file_digest) == found.digest
+    return made is not None and (made.settings, made.calibration) == (ask.settings, ask.calibration)
 
 
 def _check_room(model: ResolvedModel, scheme: Scheme, place: Path) -> None:

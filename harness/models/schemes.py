@@ -20,16 +20,12 @@ CPU_S_PER_GIB_AND_TOKEN = 0.15  # calibrating on two cores: docs/precisions.md
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """``builder``: the environment it is built in. ``settings``: the builder's own words for it.
-
-    ``weight_share``: bytes of the checkpoint for each of the original's, where all weights were linear layers.
-    """
+    """``builder``: the environment it is built in. ``settings``: the builder's own words for it."""
 
     name: str
     builder: str
     method: str
     settings: Mapping[str, Any]
-    weight_share: float
     calibrated: bool
 
 
@@ -41,7 +37,6 @@ SCHEMES = {
             "llmcompressor",
             "weights INT8 by output channel, round to nearest; activations INT8 by token at run time; SmoothQuant",
             {"scheme": "W8A8", "smoothing_strength": 0.8, "ignore": ["lm_head"]},
-            weight_share=0.5,
             calibrated=True,
         ),
         Scheme(
@@ -49,7 +44,6 @@ SCHEMES = {
             "llmcompressor",
             "weights FP8 (E4M3) by output channel, round to nearest; activations FP8 by token at run time",
             {"scheme": "FP8_DYNAMIC", "ignore": ["lm_head"]},
-            weight_share=0.5,
             calibrated=False,
         ),
         Scheme(
@@ -57,7 +51,6 @@ SCHEMES = {
             "gptqmodel",
             "weights INT4 in groups, symmetric, by GPTQ; activations as they are",
             {"bits": 4, "sym": True, "desc_act": False},
-            weight_share=0.28,
             calibrated=True,
         ),
     )

@@ -6,15 +6,14 @@ A file whose size and modification time are as recorded is taken as whole; other
 """
 
 import difflib
-import hashlib
 import importlib.metadata
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import platformdirs
 from pydantic import ValidationError
 
 from harness.engines.base import ResolvedModel
@@ -24,9 +23,9 @@ from harness.measurement import Record
 from harness.models import calibration, gguf_variants, hf_convert, hugging_face, quantise, schemes
 from harness.models.catalog import KNOWN, KnownModel
 from harness.models.fetch import download
-from harness.models.folders import disk, file_sha256, locked, replace
+from harness.models.folders import cache_folder, file_sha256, locked, remembered_sha256, replace
 from harness.models.gguf_header import read_header
-from harness.models.gguf_variants import FULL_PRECISION, METHODS
+from harness.models.gguf_variants import FULL_PRECISION, METHODS, ON_REQUEST
 from harness.progress import Progress, silent
 from scenarios.errors import UserError
 from scenarios.spec import ModelRef
@@ -59,12 +58,6 @@ class ModelInfo(Record):
     variants: tuple[VariantInfo, ...]
 
 
-def cache_folder() -> Path:
-    """Where models are kept: $AUTOTUNE_MODELS, or the user's cache folder."""
-    given = os.environ.get("AUTOTUNE_MODELS")
-    return Path(given) if given else Path(platformdirs.user_cache_dir("autotune")) / "models"
-
-
 def resolve(ref: ModelRef, *, build: bool, on_progress: Progress = silent) -> ResolvedModel:
     """The files of every variant that is there; with ``build``, what is missing is fetched and built first.
 
@@ -73,11 +66,11 @@ def resolve(ref: ModelRef, *, build: bool, on_progress: Progress = silent) -> Re
     if ref.served_as is not None or ref.simulated is not None:
         return ResolvedModel(ref, ref.label, reference_variant="")
     if (published := _published(ref)) is not None:
-        return quantise.with_built(published, cache_folder(), _remembered_sha256)
+        return quantise.with_built(published)
     model = _known(ref.label) if ref.path is None else _local(Path(ref.path).expanduser().resolve())
     if build:
         model.fill(model.wanted, on_progress, replace_corrupt=False)
-    found = {variant: manifest for variant in model.wanted if (manifest := model.check(variant))}
+    found = {variant: manifest for variant in model.possible if (manifest := model.check(variant))}
     if model.reference not in found:
         raise ModelNotFound(
             f"{ref.label}: its reference variant {model.reference} is not on this machine; "
@@ -95,9 +88,9 @@ def resolve(ref: ModelRef, *, build: bool, on_progress: Progress = silent) -> Re
 def _published(ref: ModelRef) -> ResolvedModel | None:
     """A model in Hugging Face format, without what is built of it; None: it is in another format."""
     if ref.path is not None and (folder := Path(ref.path).expanduser().resolve()).is_dir():
-        return hugging_face.in_folder(ref, folder, _remembered_sha256)
+        return hugging_face.in_folder(ref, folder, remembered_sha256)
     if ref.name in hugging_face.HUB:
-        return hugging_face.of_hub(ref, hugging_face.HUB[ref.name], cache_folder(), _remembered_sha256)
+        return hugging_face.of_hub(ref, hugging_face.HUB[ref.name], cache_folder(), remembered_sha256)
     return None
 
 
@@ -124,8 +117,8 @@ def build(
         return _build_checkpoints(name, variants, calibration_samples, on_progress)
     model = _local(local.resolve()) if name not in KNOWN and local.is_file() else _known(name)
     for variant in variants:
-        if variant not in model.wanted:
-            raise UserError(f"{name}: variant must be one of {', '.join(model.wanted)}, got {variant}")
+        if variant not in model.possible:
+            raise UserError(f"{name}: scheme of a GGUF file must be one of {', '.join(model.possible)}, got {variant}")
     wanted = variants or model.wanted
     model.fill(wanted, on_progress, replace_corrupt=True)
     return {variant: model.file(variant) for variant in wanted}
@@ -148,7 +141,7 @@ def _build_checkpoints(
         _build_of_hub(known, on_progress)
         model = _published(ref) or model
     requests = [quantise.request(model, scheme, limits(), calibration_samples) for scheme in asked]
-    return {ask.scheme: quantise.build(model, ask, cache_folder(), _remembered_sha256, on_progress) for ask in requests}
+    return {ask.scheme: quantise.build(model, ask, on_progress) for ask in requests}
 
 
 def _build_of_hub(model: hugging_face.HubModel, on_progress: Progress) -> dict[str, Path]:
@@ -167,15 +160,43 @@ def _build_of_hub(model: hugging_face.HubModel, on_progress: Progress) -> dict[s
 
 def list_models(*, verify: bool = False, on_progress: Progress = silent) -> tuple[ModelInfo, ...]:
     """Every known model with the state of its variants; ``verify`` computes every digest anew."""
-    infos = []
+    infos: list[ModelInfo] = []
+    file_digest = file_sha256 if verify else remembered_sha256
     for known in KNOWN.values():
         model = _known(known.name)
         variants = []
-        for number, variant in enumerate(model.wanted):
-            on_progress(number, len(model.wanted), f"{known.name} {variant}")
-            variants.append(model.info(variant, verify=verify))
+        for number, variant in enumerate(model.possible):
+            on_progress(number, len(model.possible), f"{known.name} {variant}")
+            info = model.info(variant, verify=verify)
+            if info.state != "missing" or variant in model.wanted:
+                variants.append(info)
         infos.append(ModelInfo(name=known.name, license=known.license, variants=tuple(variants)))
+    infos += [
+        ModelInfo(name=hub.name, license=hub.license, variants=tuple(_checkpoints(hub, file_digest)))
+        for hub in hugging_face.HUB.values()
+        if (hugging_face.built_folder(hub, cache_folder())).exists()
+    ]
     return tuple(infos)
+
+
+def _checkpoints(hub: hugging_face.HubModel, file_digest: Callable[[Path], str]) -> Iterator[VariantInfo]:
+    """Those that are here."""
+    model = hugging_face.of_hub(ModelRef(name=hub.name), hub, cache_folder(), file_digest)
+    published = model.variants[hugging_face.PUBLISHED]
+    yield VariantInfo(
+        variant=hugging_face.PUBLISHED,
+        state="ready",
+        size_bytes=sum(file.stat().st_size for file in published.iterdir()),
+        sha256=model.digests[hugging_face.PUBLISHED],
+    )
+    for scheme in schemes.SCHEMES:
+        try:
+            made = quantise.check(model, scheme, file_digest)
+        except ModelCorrupt:
+            yield VariantInfo(variant=scheme, state="corrupt")
+            continue
+        if made is not None:
+            yield VariantInfo(variant=scheme, state="ready", size_bytes=made.size_bytes, sha256=made.digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,10 +215,15 @@ class _Model:
         return self.original if self.original in FULL_PRECISION else "f16"
 
     @property
-    def wanted(self) -> tuple[str, ...]:
+    def possible(self) -> tuple[str, ...]:
         """All variants, highest precision first."""
-        built = [v for v in METHODS if v not in FULL_PRECISION or v == self.reference]
-        return tuple(dict.fromkeys([self.reference, *built[:-1], self.original, *built[-1:]]))
+        built = [v for v in METHODS if v not in FULL_PRECISION]
+        return tuple(dict.fromkeys([self.reference, built[0], self.original, *built[1:]]))
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Those that are built without being asked for."""
+        return tuple(v for v in self.possible if v == self.original or v not in ON_REQUEST)
 
     def file(self, variant: str) -> Path:
         if variant == self.original and self.published is not None:
@@ -314,24 +340,7 @@ def _local(path: Path) -> _Model:
     header = read_header(path)
     if header.values.get("split.count", 1) > 1:
         raise UserError(f"{path}: one part of a split model; join the parts first: llama-gguf-split --merge")
-    sha256 = _remembered_sha256(path)
+    sha256 = remembered_sha256(path)
     return _Model(
         str(path), cache_folder() / f"local-{sha256[:16]}", gguf_variants.own_variant(header), sha256, published=path
     )
-
-
-def _remembered_sha256(path: Path) -> str:
-    """Digest of a user's file, computed once per size and modification time."""
-    stat = path.stat()
-    key = hashlib.sha256(str(path).encode()).hexdigest()[:16]
-    memory = cache_folder() / "digests" / key
-    state = f"{stat.st_size} {stat.st_mtime_ns} "
-    if memory.exists() and memory.read_text().startswith(state):
-        return memory.read_text().removeprefix(state)
-    sha256 = file_sha256(path)
-    with disk(memory):
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        part = memory.with_suffix(f".{os.getpid()}")
-        part.write_text(state + sha256)
-        part.replace(memory)
-    return sha256

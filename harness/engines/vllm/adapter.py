@@ -47,6 +47,10 @@ class Vllm:
         about = shape(folder)
         longest = min(about.context_tokens, model.ref.context_tokens + TEMPLATE_ROOM_TOKENS)
         _check(k, longest)
+        if about.quantized == "gptq" and k["dtype"] == "float32":
+            raise ConfigurationImpossible(
+                f"variant={variant}: GPTQ's kernels compute in 16 bits; dtype cannot be float32"
+            )
         python, known = self._known(spec)
         planned = memory.plan(about, k, host, longest, cuda=self.cuda, utilisation=_utilisation(known))
         repository = model.repositories.get(variant)
@@ -135,7 +139,7 @@ def _of_release(offered: SearchSpace, known: Mapping[str, Flag]) -> SearchSpace:
         absent += [(knob.name, value, why) for value, why in reasons.items() if why and value != knob.default]
         choices = tuple(v for v in knob.choices if v == knob.default or not reasons[v])
         kept.append(replace(knob, choices=choices))
-    return SearchSpace(offered.engine, tuple(kept), tuple(absent))
+    return SearchSpace(offered.engine, tuple(kept), (*offered.absent, *absent))
 
 
 def _unknown(said: tuple[str, str | None] | None, known: Mapping[str, Flag]) -> str | None:

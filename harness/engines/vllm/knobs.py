@@ -57,7 +57,9 @@ SAID_IN_LOG = {  # knob -> the name under which vLLM's log tells its value
 
 def space(engine: str, model: ResolvedModel, shape: HfShape, host: HostLimits, *, cuda: bool) -> SearchSpace:
     return SearchSpace(
-        engine, (*_precision(model, shape, cuda=cuda), *_memory(host, cuda=cuda), *_work(shape, host, cuda=cuda))
+        engine,
+        (*_precision(model, shape, cuda=cuda), *_memory(host, cuda=cuda), *_work(shape, host, cuda=cuda)),
+        absent=tuple(("variant", name, why) for name, why in model.unbuilt.items()),
     )
 
 
@@ -88,6 +90,7 @@ def _precision(model: ResolvedModel, shape: HfShape, *, cuda: bool) -> Iterator[
             "precision",
             "Quantise the weights while they are loaded.",
             affects_output=True,
+            when=("variant", (model.reference_variant,)),  # the others are quantised already
             recompiles=True,
         )
     yield Knob(
