@@ -47,9 +47,10 @@ def with_llmcompressor(ask: Mapping[str, Any], tell: Teller) -> None:
     calibration: dict[str, Any] = {}
     if smoothing is not None:
         recipe.insert(0, SmoothQuantModifier(smoothing_strength=smoothing))
-        layers = model.model.layers
+        count = model.config.get_text_config().num_hidden_layers
+        layers = next((m for m in model.modules() if type(m).__name__ == "ModuleList" and len(m) == count), ())
         for number, layer in enumerate(layers):
-            layer.register_forward_hook(lambda *_, n=number: tell.layer(n, len(layers), "calibrating"))
+            layer.register_forward_hook(lambda *_, n=number: tell.layer(n, count, "calibrating"))
         calibration = {
             "dataset": Dataset.from_list(_tokenised(ask, tokenizer)),
             "num_calibration_samples": len(ask["texts"]),
