@@ -33,7 +33,13 @@ SchemeOption = Annotated[
     ),
 ]
 SamplesOption = Annotated[
-    int, typer.Option("--calibration-samples", min=1, help="Of 512 tokens each, where a scheme is calibrated.")
+    int | None,
+    typer.Option(
+        "--calibration-samples",
+        min=1,
+        help="Of 512 tokens each, where a scheme is calibrated; default 32.",
+        show_default=False,
+    ),
 ]
 
 
@@ -79,7 +85,10 @@ def fetch(name: NameArgument, json: JsonOption = False) -> None:
 
 @app.command()
 def build(
-    name: BuildArgument, scheme: SchemeOption = None, calibration_samples: SamplesOption = 64, json: JsonOption = False
+    name: BuildArgument,
+    scheme: SchemeOption = None,
+    calibration_samples: SamplesOption = None,
+    json: JsonOption = False,
 ) -> None:
     """Make the quantised variants of a model (it is fetched first if need be)."""
     from harness.models import store

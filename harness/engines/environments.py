@@ -43,7 +43,7 @@ RECIPES = {
             alias=("vllm", "0.32.0+cpu"),
         ),
         Recipe("vllm", ("vllm",), "vLLM on CUDA", needs_gpu=True),
-        # Builders of checkpoints, for `autotune models build --scheme`. Newer releases of either pin a newer torch.
+        # Builders of checkpoints, for `autotune models build --scheme`. Why these releases: docs/dependencies.md.
         Recipe("llmcompressor", ("llmcompressor==0.13.0", "torch==2.13.0"), "builds INT8 and FP8 checkpoints for vLLM"),
         Recipe("gptqmodel", ("gptqmodel==7.6.0", "torch==2.13.0"), "builds INT4 GPTQ checkpoints for vLLM"),
     )

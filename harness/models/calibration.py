@@ -9,7 +9,7 @@ from pathlib import Path
 import scenarios
 
 FILE = Path(scenarios.__file__).parent / "datasets" / "calibration.txt"
-SAMPLES = 64
+SAMPLES = 32
 TOKENS = 512  # of each sample
 SEED = 20_260_901
 CHARACTERS_PER_TOKEN = 8  # at most, of any tokenizer and of text such as this

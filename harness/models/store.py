@@ -106,7 +106,7 @@ def build(
     variants: tuple[str, ...] = (),
     on_progress: Progress = silent,
     *,
-    calibration_samples: int = calibration.SAMPLES,
+    calibration_samples: int | None = None,
 ) -> dict[str, Path]:
     """These variants, built if missing or damaged; default: all of a GGUF file, the published one of other models.
 
@@ -125,7 +125,7 @@ def build(
 
 
 def _build_checkpoints(
-    name: str, wanted: tuple[str, ...], calibration_samples: int, on_progress: Progress
+    name: str, wanted: tuple[str, ...], calibration_samples: int | None, on_progress: Progress
 ) -> dict[str, Path]:
     """Raises UserError for what cannot be built, before anything is."""
     known = hugging_face.HUB.get(name)
@@ -140,7 +140,9 @@ def _build_checkpoints(
     if model.repositories and known and known.gguf:
         _build_of_hub(known, on_progress)
         model = _published(ref) or model
-    requests = [quantise.request(model, scheme, limits(), calibration_samples) for scheme in asked]
+    requests = [
+        quantise.request(model, scheme, limits(), calibration_samples or calibration.SAMPLES) for scheme in asked
+    ]
     return {ask.scheme: quantise.build(model, ask, on_progress) for ask in requests}
 
 

@@ -6,6 +6,7 @@ The real ones build in tests/vllm.
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from harness.engines.vllm.adapter import Vllm, VllmCpu
 from harness.errors import ConfigurationImpossible, EngineNotInstalled, ModelCorrupt
 from harness.models import builder_main, calibration, hf_convert, quantise, schemes, store
 from harness.models.hf_shape import of_config, shape
-from harness.models.hugging_face import HUB, PUBLISHED
+from harness.models.hugging_face import HUB, PUBLISHED, built_folder
 from harness.models.schemes import SCHEMES
 from harness.quality.tasks import BUILT_IN, load_task
 from scenarios.errors import Infrastructure, UserError
@@ -250,6 +251,19 @@ class TestCommand:
         said = CliRunner().invoke(app, ["models", "build", str(model), "--scheme", "fp8-dynamic", "--json"])
         assert said.exit_code == 0
         assert Path(json.loads(said.stdout)["variants"]["fp8-dynamic"]).is_dir()
+
+    def test_the_list_has_what_is_built_of_a_known_model(self, cache, model, builder):
+        name = "smollm2-135m-instruct-hf"
+        assert not [m for m in store.list_models() if m.name == name]
+        shutil.copytree(model, built_folder(HUB[name], cache))
+        folder = store.build(name, ("w8a8-int8",))["w8a8-int8"]
+
+        def listed():
+            return {v.variant: v.state for m in store.list_models() if m.name == name for v in m.variants}
+
+        assert listed() == {PUBLISHED: "ready", "w8a8-int8": "ready"}
+        (folder / "model.safetensors").write_bytes(b"")
+        assert listed() == {PUBLISHED: "ready", "w8a8-int8": "corrupt"}
 
     def test_a_folder_without_a_scheme_says_which_there_are(self, model):
         with pytest.raises(UserError, match="--scheme w8a8-int8, fp8-dynamic, gptq-int4"):
