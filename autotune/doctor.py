@@ -47,7 +47,8 @@ def _machine(*, json: bool) -> None:
     from harness import plugins
     from harness.grants import grants
     from harness.host import fingerprint
-    from harness.models.store import cache_folder, list_models
+    from harness.models.folders import cache_folder
+    from harness.models.store import list_models
     from scenarios.errors import AutotuneError
 
     host = fingerprint()

@@ -6,22 +6,24 @@ import typer
 
 from autotune.console import JsonOption, emit_json, err, next_step, out, table
 
-app = typer.Typer(help="Inference engines, and the environments that some of them need.", no_args_is_help=True)
+app = typer.Typer(
+    help="Inference engines and builders, and the environments that some of them need.", no_args_is_help=True
+)
 
-EngineArgument = Annotated[str, typer.Argument(help="An engine with a recipe: see `autotune engines list`.")]
+EngineArgument = Annotated[str, typer.Argument(help="An engine or builder with a recipe: see `autotune engines list`.")]
 KeepOption = Annotated[bool, typer.Option("--keep", help="Do nothing where it is installed already.")]
 
 
 @app.command("list")
 def list_(json: JsonOption = False) -> None:
-    """Every engine: its version, or how to get it."""
+    """Every engine, and every builder of checkpoints: its version, or how to get it."""
     from rich.markup import escape
 
     from harness import plugins
     from harness.engines.environments import RECIPES, interpreter
     from scenarios.errors import AutotuneError
 
-    found = []
+    found: list[dict[str, object]] = []
     for name in plugins.names("engines"):
         try:
             says, ok = plugins.load("engines", name)().version(), True
@@ -37,6 +39,11 @@ def list_(json: JsonOption = False) -> None:
                 "python": interpreter(name),
             }
         )
+    for name, recipe in RECIPES.items():
+        if name not in plugins.names("engines"):  # a builder of checkpoints
+            python = interpreter(name)
+            says = "installed" if python else f"{name} is not installed: run `autotune engines install {name}`"
+            found.append({"name": name, "ok": bool(python), "says": says, "recipe": recipe.why, "python": python})
     if json:
         emit_json(found)
         return

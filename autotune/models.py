@@ -18,10 +18,29 @@ app = typer.Typer(help="Weights and their quantised variants, cached outside the
 NameArgument = Annotated[str, typer.Argument(help="A known model: see `autotune models list`.", show_default=False)]
 BuildArgument = Annotated[
     str,
-    typer.Argument(help="A known model: see `autotune models list`, or the path of a GGUF file.", show_default=False),
+    typer.Argument(
+        help="A known model (`autotune models list`), the path of a GGUF file, or of a folder in Hugging Face format.",
+        show_default=False,
+    ),
 ]
-VariantOption = Annotated[
-    list[str] | None, typer.Option("--variant", help="Build only this one; may be repeated.", show_default=False)
+SchemeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scheme",
+        "--variant",
+        help="Precision to build; may be repeated. GGUF: f16, q8_0, q4_0, q4_1 (default: all that scenarios use). "
+        "Hugging Face format: w8a8-int8, fp8-dynamic, gptq-int4.",
+        show_default=False,
+    ),
+]
+SamplesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--calibration-samples",
+        min=1,
+        help="Of 512 tokens each, where a scheme is calibrated; default 32.",
+        show_default=False,
+    ),
 ]
 
 
@@ -31,7 +50,8 @@ def list_(
     json: JsonOption = False,
 ) -> None:
     """Known models, and which of their variants are on this machine."""
-    from harness.models.store import cache_folder, list_models
+    from harness.models.folders import cache_folder
+    from harness.models.store import list_models
 
     with _progress() as on_progress:
         models = list_models(verify=verify, on_progress=on_progress)
@@ -66,12 +86,17 @@ def fetch(name: NameArgument, json: JsonOption = False) -> None:
 
 
 @app.command()
-def build(name: BuildArgument, variant: VariantOption = None, json: JsonOption = False) -> None:
+def build(
+    name: BuildArgument,
+    scheme: SchemeOption = None,
+    calibration_samples: SamplesOption = None,
+    json: JsonOption = False,
+) -> None:
     """Make the quantised variants of a model (it is fetched first if need be)."""
     from harness.models import store
 
     with _progress() as on_progress:
-        files = store.build(name, tuple(variant or ()), on_progress)
+        files = store.build(name, tuple(scheme or ()), on_progress, calibration_samples=calibration_samples)
     if json:
         emit_json({"name": name, "variants": {v: str(path) for v, path in files.items()}})
         return

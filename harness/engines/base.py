@@ -25,6 +25,7 @@ class ResolvedModel:
     digests: Mapping[str, str] = field(default_factory=dict)
     repositories: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # fetched by the engine: name, revision
     draft: "ResolvedModel | None" = None  # of `model.draft`; None: none is asked for, or the model's own layers
+    unbuilt: Mapping[str, str] = field(default_factory=dict)  # variant that could be here -> why it is not
 
     def with_draft(self, draft: "ResolvedModel") -> "ResolvedModel":
         digests = {**self.digests, "draft": draft.digests[draft.reference_variant]}

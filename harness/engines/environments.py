@@ -1,4 +1,4 @@
-"""Virtual environments of engines that need one of their own, and how each is made.
+"""Virtual environments of engines and of builders of checkpoints that need one of their own, and how each is made.
 
 Knows nothing of configurations: an adapter asks only for the interpreter.
 """
@@ -44,6 +44,9 @@ RECIPES = {
         ),
         Recipe("vllm", ("vllm",), "vLLM on CUDA", needs_gpu=True),
         Recipe("sglang", ("sglang",), "SGLang on CUDA", needs_gpu=True),
+        # Builders of checkpoints, for `autotune models build --scheme`. Why these releases: docs/dependencies.md.
+        Recipe("llmcompressor", ("llmcompressor==0.13.0", "torch==2.13.0"), "builds INT8 and FP8 checkpoints for vLLM"),
+        Recipe("gptqmodel", ("gptqmodel==7.6.0", "torch==2.13.0"), "builds INT4 GPTQ checkpoints for vLLM"),
     )
 }
 

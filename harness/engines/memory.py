@@ -111,7 +111,8 @@ def _fits(kv: float, per_token: float, longest_tokens: int, told: str, advice: s
 
 
 def _weights(shape: HfShape, k: Mapping[str, Any]) -> float:
-    wider = BYTES["float32"] / BYTES.get(shape.dtype, 2) if k.get("dtype") == "float32" else 1.0
+    widened = k.get("dtype") == "float32" and shape.quantized is None
+    wider = BYTES["float32"] / BYTES.get(shape.dtype, 2) if widened else 1.0
     own = shape.weight_bytes * wider * WEIGHT_SHARE[str(k.get("quantization", "none"))]
     return own + (shape.draft.weight_bytes if shape.draft else 0)  # drafts are not quantised while they are loaded
 

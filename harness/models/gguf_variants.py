@@ -24,8 +24,10 @@ from scenarios.errors import UserError
 METHODS: dict[str, tuple[GGMLQuantizationType, LlamaFileType]] = {
     "f16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
     "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
+    "q4_1": (GGMLQuantizationType.Q4_1, LlamaFileType.MOSTLY_Q4_1),
     "q4_0": (GGMLQuantizationType.Q4_0, LlamaFileType.MOSTLY_Q4_0),
 }
+ON_REQUEST = ("q4_1",)  # between two others: built where it is asked for
 FULL_PRECISION = ("f32", "bf16", "f16")
 _FILE_TYPE = "general.file_type"
 _UINT32 = 4

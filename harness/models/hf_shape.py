@@ -35,6 +35,7 @@ class HfShape:
     quantized: str | None = None  # method of the checkpoint
     mtp_layers: int = 0  # that predict further tokens at once
     draft: "HfShape | None" = None  # loaded beside it, with a KV cache of its own
+    experts: bool = False
 
     def kv_bytes_per_token(self, bytes_per_value: float) -> float:
         """Over all layers. Sliding windows take less; that is not reckoned with."""
@@ -75,12 +76,13 @@ def of_config(config: dict[str, Any], path: Path, weight_bytes: int | None) -> H
             latent_dim=None if latent is None else latent + text.get("qk_rope_head_dim", 0),
             quantized=(config.get("quantization_config") or {}).get("quant_method"),
             mtp_layers=next((text[name] or 0 for name in MTP_LAYERS if name in text), 0),
+            experts=any("expert" in key for key in text),
         )
     except KeyError as err:
         raise ModelCorrupt(f"{path}: it has no {err.args[0]}: not a language model that this can serve") from err
     if weight_bytes is not None:
         return made
-    if any("expert" in key for key in text):
+    if made.experts:
         raise ModelNotFound(f"{path.parent}: a mixture of experts whose weights are not here cannot be reckoned")
     reckoned = parameters(made, tied=bool(text.get("tie_word_embeddings", False))) * BYTES.get(made.dtype, 2)
     return of_config(config, path, reckoned)

@@ -82,9 +82,13 @@ def in_folder(ref: ModelRef, folder: Path, file_digest: Callable[[Path], str]) -
     """Raises ModelNotFound where it is not a model's folder."""
     if not (folder / CONFIG).is_file():
         raise ModelNotFound(f"{folder}: a folder in Hugging Face format has a {CONFIG}; or give a GGUF file")
+    return ResolvedModel(ref, folder.name, PUBLISHED, {PUBLISHED: folder}, {PUBLISHED: digest_of(folder, file_digest)})
+
+
+def digest_of(folder: Path, file_digest: Callable[[Path], str]) -> str:
+    """Of its configuration and its weights, not of words about them."""
     files = sorted(file for pattern in (CONFIG, *WEIGHTS) for file in folder.glob(pattern))
-    whole = digest({file.name: file_digest(file) for file in files})
-    return ResolvedModel(ref, folder.name, PUBLISHED, {PUBLISHED: folder}, {PUBLISHED: whole})
+    return digest({file.name: file_digest(file) for file in files})
 
 
 def built_folder(model: HubModel, cache: Path) -> Path:

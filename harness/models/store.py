@@ -5,32 +5,30 @@ appears under its name only when it is whole, and beside it its manifest: what i
 A file whose size and modification time are as recorded is taken as whole; otherwise its digest is computed.
 """
 
-import contextlib
 import difflib
-import fcntl
-import hashlib
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import platformdirs
 from pydantic import ValidationError
 
 from harness.engines.base import ResolvedModel
 from harness.errors import ModelCorrupt, ModelNotFound
+from harness.host import limits
 from harness.measurement import Record
-from harness.models import gguf_variants, hf_convert, hugging_face
+from harness.models import calibration, gguf_variants, hf_convert, hugging_face, quantise, schemes
 from harness.models.catalog import KNOWN, KnownModel
 from harness.models.fetch import download
+from harness.models.folders import cache_folder, file_sha256, locked, remembered_sha256, replace
 from harness.models.gguf_header import read_header
-from harness.models.gguf_variants import FULL_PRECISION, METHODS
+from harness.models.gguf_variants import FULL_PRECISION, METHODS, ON_REQUEST
 from harness.models.hf_shape import CONFIG
 from harness.progress import Progress, silent
-from scenarios.errors import Infrastructure, UserError
+from scenarios.errors import UserError
 from scenarios.spec import ModelRef
 
 State = Literal["ready", "missing", "corrupt", "on the hub"]
@@ -61,12 +59,6 @@ class ModelInfo(Record):
     variants: tuple[VariantInfo, ...]
 
 
-def cache_folder() -> Path:
-    """Where models are kept: $AUTOTUNE_MODELS, or the user's cache folder."""
-    given = os.environ.get("AUTOTUNE_MODELS")
-    return Path(given) if given else Path(platformdirs.user_cache_dir("autotune")) / "models"
-
-
 def resolve(ref: ModelRef, *, build: bool, on_progress: Progress = silent) -> ResolvedModel:
     """The files of every variant that is there; with ``build``, what is missing is fetched and built first.
 
@@ -82,14 +74,12 @@ def resolve(ref: ModelRef, *, build: bool, on_progress: Progress = silent) -> Re
 def _resolve(ref: ModelRef, build: bool, on_progress: Progress) -> ResolvedModel:
     if ref.served_as is not None or ref.simulated is not None:
         return ResolvedModel(ref, ref.label, reference_variant="")
-    if ref.path is not None and (folder := Path(ref.path).expanduser().resolve()).is_dir():
-        return hugging_face.in_folder(ref, folder, _remembered_sha256)
-    if ref.name in hugging_face.HUB:
-        return hugging_face.of_hub(ref, hugging_face.HUB[ref.name], cache_folder(), _remembered_sha256)
+    if (published := _published(ref)) is not None:
+        return quantise.with_built(published)
     model = _known(ref.label) if ref.path is None else _local(Path(ref.path).expanduser().resolve())
     if build:
         model.fill(model.wanted, on_progress, replace_corrupt=False)
-    found = {variant: manifest for variant in model.wanted if (manifest := model.check(variant))}
+    found = {variant: manifest for variant in model.possible if (manifest := model.check(variant))}
     if model.reference not in found:
         raise ModelNotFound(
             f"{ref.label}: its reference variant {model.reference} is not on this machine; "
@@ -104,6 +94,15 @@ def _resolve(ref: ModelRef, build: bool, on_progress: Progress) -> ResolvedModel
     )
 
 
+def _published(ref: ModelRef) -> ResolvedModel | None:
+    """A model in Hugging Face format, without what is built of it; None: it is in another format."""
+    if ref.path is not None and (folder := Path(ref.path).expanduser().resolve()).is_dir():
+        return hugging_face.in_folder(ref, folder, remembered_sha256)
+    if ref.name in hugging_face.HUB:
+        return hugging_face.of_hub(ref, hugging_face.HUB[ref.name], cache_folder(), remembered_sha256)
+    return None
+
+
 def fetch(name: str, on_progress: Progress = silent) -> Path:
     """The published file of a known model, downloaded if it is missing or damaged."""
     model = _known(name)
@@ -111,18 +110,49 @@ def fetch(name: str, on_progress: Progress = silent) -> Path:
     return model.file(model.original)
 
 
-def build(name: str, variants: tuple[str, ...] = (), on_progress: Progress = silent) -> dict[str, Path]:
-    """These variants (default: all), built if missing or damaged. ``name``: a known model or a GGUF file's path."""
-    if name in hugging_face.HUB:
-        return _build_of_hub(hugging_face.HUB[name], on_progress)
+def build(
+    name: str,
+    variants: tuple[str, ...] = (),
+    on_progress: Progress = silent,
+    *,
+    calibration_samples: int | None = None,
+) -> dict[str, Path]:
+    """These variants, built if missing or damaged; default: all of a GGUF file, the published one of other models.
+
+    ``name``: a known model, the path of a GGUF file, or of a folder in Hugging Face format.
+    """
     local = Path(name).expanduser()
+    if name in hugging_face.HUB or local.is_dir():
+        return _build_checkpoints(name, variants, calibration_samples, on_progress)
     model = _local(local.resolve()) if name not in KNOWN and local.is_file() else _known(name)
     for variant in variants:
-        if variant not in model.wanted:
-            raise UserError(f"{name}: variant must be one of {', '.join(model.wanted)}, got {variant}")
+        if variant not in model.possible:
+            raise UserError(f"{name}: scheme of a GGUF file must be one of {', '.join(model.possible)}, got {variant}")
     wanted = variants or model.wanted
     model.fill(wanted, on_progress, replace_corrupt=True)
     return {variant: model.file(variant) for variant in wanted}
+
+
+def _build_checkpoints(
+    name: str, wanted: tuple[str, ...], calibration_samples: int | None, on_progress: Progress
+) -> dict[str, Path]:
+    """Raises UserError for what cannot be built, before anything is."""
+    known = hugging_face.HUB.get(name)
+    asked = [schemes.named(scheme) for scheme in wanted]
+    if not asked:
+        if known is None:
+            raise UserError(f"{name} is there; say what to make of it: --scheme {', '.join(schemes.SCHEMES)}")
+        return _build_of_hub(known, on_progress)
+    ref = ModelRef(name=name) if known else ModelRef(path=name)
+    model = _published(ref)
+    assert model is not None
+    if model.repositories and known and known.gguf:
+        _build_of_hub(known, on_progress)
+        model = _published(ref) or model
+    requests = [
+        quantise.request(model, scheme, limits(), calibration_samples or calibration.SAMPLES) for scheme in asked
+    ]
+    return {ask.scheme: quantise.build(model, ask, on_progress) for ask in requests}
 
 
 def _build_of_hub(model: hugging_face.HubModel, on_progress: Progress) -> dict[str, Path]:
@@ -131,7 +161,7 @@ def _build_of_hub(model: hugging_face.HubModel, on_progress: Progress) -> dict[s
         raise UserError(f"{model.name} is not built here: the engine fetches {model.repository} from the hub itself")
     source = build(model.gguf, ("f16",), on_progress)["f16"]
     folder = hugging_face.built_folder(model, cache_folder())
-    with _locked(folder.with_name(f"{folder.name}-lock"), on_progress, model.name) as scratch:
+    with locked(folder.with_name(f"{folder.name}-lock"), on_progress, model.name) as scratch:
         on_progress(0, 1, f"{model.name}: Hugging Face format")
         part = hf_convert.convert(source, scratch / "model")
         shutil.rmtree(folder, ignore_errors=True)
@@ -141,27 +171,45 @@ def _build_of_hub(model: hugging_face.HubModel, on_progress: Progress) -> dict[s
 
 def list_models(*, verify: bool = False, on_progress: Progress = silent) -> tuple[ModelInfo, ...]:
     """Every known model with the state of its variants; ``verify`` computes every digest anew."""
-    infos = []
+    infos: list[ModelInfo] = []
+    file_digest = file_sha256 if verify else remembered_sha256
     for known in KNOWN.values():
         model = _known(known.name)
         variants = []
-        for number, variant in enumerate(model.wanted):
-            on_progress(number, len(model.wanted), f"{known.name} {variant}")
-            variants.append(model.info(variant, verify=verify))
+        for number, variant in enumerate(model.possible):
+            on_progress(number, len(model.possible), f"{known.name} {variant}")
+            info = model.info(variant, verify=verify)
+            if info.state != "missing" or variant in model.wanted:
+                variants.append(info)
         infos.append(ModelInfo(name=known.name, license=known.license, variants=tuple(variants)))
-    hub = (ModelInfo(name=m.name, license=m.license, variants=(_hub_info(m),)) for m in hugging_face.HUB.values())
+    hub = (
+        ModelInfo(name=m.name, license=m.license, variants=tuple(_checkpoints(m, file_digest)))
+        for m in hugging_face.HUB.values()
+    )
     return (*infos, *hub)
 
 
-def _hub_info(model: hugging_face.HubModel) -> VariantInfo:
-    """Its folder, where it was built here; one that cannot be built is fetched by the engine that serves it."""
-    folder = hugging_face.built_folder(model, cache_folder())
-    if not (folder / CONFIG).is_file():
-        return VariantInfo(variant=hugging_face.PUBLISHED, state="missing" if model.gguf else "on the hub")
-    found = hugging_face.in_folder(ModelRef(path=str(folder)), folder, _remembered_sha256)
-    size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-    sha256 = found.digests[hugging_face.PUBLISHED]
-    return VariantInfo(variant=hugging_face.PUBLISHED, state="ready", size_bytes=size, sha256=sha256)
+def _checkpoints(hub: hugging_face.HubModel, file_digest: Callable[[Path], str]) -> Iterator[VariantInfo]:
+    """Those that are here. A model that cannot be built is fetched by the engine that serves it."""
+    if not (hugging_face.built_folder(hub, cache_folder()) / CONFIG).is_file():
+        yield VariantInfo(variant=hugging_face.PUBLISHED, state="missing" if hub.gguf else "on the hub")
+        return
+    model = hugging_face.of_hub(ModelRef(name=hub.name), hub, cache_folder(), file_digest)
+    published = model.variants[hugging_face.PUBLISHED]
+    yield VariantInfo(
+        variant=hugging_face.PUBLISHED,
+        state="ready",
+        size_bytes=sum(file.stat().st_size for file in published.iterdir()),
+        sha256=model.digests[hugging_face.PUBLISHED],
+    )
+    for scheme in schemes.SCHEMES:
+        try:
+            made = quantise.check(model, scheme, file_digest)
+        except ModelCorrupt:
+            yield VariantInfo(variant=scheme, state="corrupt")
+            continue
+        if made is not None:
+            yield VariantInfo(variant=scheme, state="ready", size_bytes=made.size_bytes, sha256=made.digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +228,15 @@ class _Model:
         return self.original if self.original in FULL_PRECISION else "f16"
 
     @property
-    def wanted(self) -> tuple[str, ...]:
+    def possible(self) -> tuple[str, ...]:
         """All variants, highest precision first."""
-        built = [v for v in METHODS if v not in FULL_PRECISION or v == self.reference]
-        return tuple(dict.fromkeys([self.reference, *built[:-1], self.original, *built[-1:]]))
+        built = [v for v in METHODS if v not in FULL_PRECISION]
+        return tuple(dict.fromkeys([self.reference, built[0], self.original, *built[1:]]))
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Those that are built without being asked for."""
+        return tuple(v for v in self.possible if v == self.original or v not in ON_REQUEST)
 
     def file(self, variant: str) -> Path:
         if variant == self.original and self.published is not None:
@@ -231,7 +284,7 @@ class _Model:
 
     def fill(self, variants: tuple[str, ...], on_progress: Progress, *, replace_corrupt: bool) -> None:
         """Makes what is missing, the published file first."""
-        with _locked(self.folder, on_progress, self.label) as scratch:
+        with locked(self.folder, on_progress, self.label) as scratch:
             for variant in dict.fromkeys((self.original, *variants)):
                 try:
                     if self.check(variant):
@@ -263,14 +316,14 @@ class _Model:
     def _keep(self, part: Path, variant: str, method: str, sha256: str, source_sha256: str | None) -> None:
         """Old manifest away, new file in place, new manifest: a file without one counts as missing."""
         (self.folder / f"{variant}.json").unlink(missing_ok=True)
-        _replace(part, self.file(variant))
+        replace(part, self.file(variant))
         self._record(variant, method, sha256, source_sha256)
 
     def _record(self, variant: str, method: str, sha256: str, source_sha256: str | None) -> Manifest:
         manifest = self._describe(variant, method, sha256, source_sha256)
         part = self.folder / f"{variant}.{os.getpid()}.part"
         part.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        _replace(part, self.folder / f"{variant}.json")
+        replace(part, self.folder / f"{variant}.json")
         return manifest
 
     def _describe(self, variant: str, method: str, sha256: str, source_sha256: str | None) -> Manifest:
@@ -300,67 +353,7 @@ def _local(path: Path) -> _Model:
     header = read_header(path)
     if header.values.get("split.count", 1) > 1:
         raise UserError(f"{path}: one part of a split model; join the parts first: llama-gguf-split --merge")
-    sha256 = _remembered_sha256(path)
+    sha256 = remembered_sha256(path)
     return _Model(
         str(path), cache_folder() / f"local-{sha256[:16]}", gguf_variants.own_variant(header), sha256, published=path
     )
-
-
-def _remembered_sha256(path: Path) -> str:
-    """Digest of a user's file, computed once per size and modification time."""
-    stat = path.stat()
-    key = hashlib.sha256(str(path).encode()).hexdigest()[:16]
-    memory = cache_folder() / "digests" / key
-    state = f"{stat.st_size} {stat.st_mtime_ns} "
-    if memory.exists() and memory.read_text().startswith(state):
-        return memory.read_text().removeprefix(state)
-    sha256 = file_sha256(path)
-    with _disk(memory):
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        part = memory.with_suffix(f".{os.getpid()}")
-        part.write_text(state + sha256)
-        part.replace(memory)
-    return sha256
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, on_progress: Progress, label: str) -> Iterator[Path]:
-    """A scratch folder, ours alone while the lock is held. What dead processes left there goes first."""
-    with _disk(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                on_progress(0, 1, f"waiting for another process that works on {label}")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            for left in folder.glob("scratch-*"):
-                shutil.rmtree(left, ignore_errors=True)
-            for left in folder.glob("*.part"):
-                left.unlink()
-            scratch = folder / f"scratch-{os.getpid()}"
-            scratch.mkdir()
-            try:
-                yield scratch
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as err:
-        raise Infrastructure(f"{path}: {err.strerror or err}; nothing half-made is left") from err
-
-
-def _replace(part: Path, target: Path) -> None:
-    """``part`` under its final name, on the disk for good."""
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(target)

@@ -57,7 +57,8 @@ def test_metadata_without_a_shape_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("variant", "kind", "relative_error"), [("f16", "F16", 0.0), ("q8_0", "Q8_0", 1 / 200), ("q4_0", "Q4_0", 1 / 7)]
+    ("variant", "kind", "relative_error"),
+    [("f16", "F16", 0.0), ("q8_0", "Q8_0", 1 / 200), ("q4_1", "Q4_1", 1 / 14), ("q4_0", "Q4_0", 1 / 7)],
 )
 def test_a_variant_is_the_same_model_in_another_number_type(tiny, tmp_path, variant, kind, relative_error):
     target = tmp_path / f"{variant}.gguf"

@@ -138,6 +138,14 @@ def test_a_file_that_was_only_touched_is_still_good(known):
     assert store.resolve(ModelRef(name="tiny"), build=False).digests == model.digests
 
 
+def test_a_type_in_between_is_built_on_request(known):
+    assert "q4_1" not in store.resolve(ModelRef(name="tiny"), build=True).variants
+    assert "q4_1" not in {v.variant for v in _tiny(verify=False).variants}
+    store.build("tiny", ("q4_1",))
+    assert list(store.resolve(ModelRef(name="tiny"), build=False).variants) == ["f16", "q8_0", "q4_1", "q4_0"]
+    assert [v.variant for v in _tiny(verify=False).variants] == ["f16", "q8_0", "q4_1", "q4_0"]
+
+
 def test_nothing_is_fetched_or_built_unless_asked(known, cache):
     with pytest.raises(ModelNotFound, match="run: autotune models build tiny"):
         store.resolve(ModelRef(name="tiny"), build=False)
@@ -147,7 +155,7 @@ def test_nothing_is_fetched_or_built_unless_asked(known, cache):
 def test_an_unknown_name_is_refused_with_the_nearest(cache):
     with pytest.raises(ModelNotFound, match="did you mean `smollm2-135m-instruct`"):
         store.resolve(ModelRef(name="smollm-135m"), build=True)
-    with pytest.raises(UserError, match=r"variant must be one of f16, q8_0, q4_1, q4_0, got int8"):
+    with pytest.raises(UserError, match=r"must be one of f16, q8_0, q4_1, q4_0, got int8"):
         store.build("smollm2-135m-instruct", ("int8",))
 
 

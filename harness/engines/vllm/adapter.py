@@ -64,6 +64,10 @@ class Vllm:
         about = shape(folder)
         longest = min(about.context_tokens, model.ref.context_tokens + TEMPLATE_ROOM_TOKENS)
         _check(k, longest)
+        if about.quantized == "gptq" and k["dtype"] == "float32":
+            raise ConfigurationImpossible(
+                f"variant={variant}: GPTQ's kernels compute in 16 bits; dtype cannot be float32"
+            )
         python, known = self._known(spec)
         drafting = k["speculation"] in self.draft_methods
         if drafting:

@@ -64,7 +64,8 @@ def space(engine: str, model: ResolvedModel, shape: HfShape, host: HostLimits, *
         *_speculation(method),
         *_parallel(shape, host),
     )
-    offered = SearchSpace(engine, all_of_it)
+    unbuilt = tuple(("variant", name, why) for name, why in model.unbuilt.items())
+    offered = SearchSpace(engine, all_of_it, unbuilt)
     return offered.without(_not_with_dummies) if model.ref.weights == "dummy" else offered
 
 
@@ -101,6 +102,7 @@ def _precision(model: ResolvedModel, shape: HfShape, *, cuda: bool) -> Iterator[
             "precision",
             "Quantise the weights while they are loaded.",
             affects_output=True,
+            when=("variant", (model.reference_variant,)),  # the others are quantised already
             recompiles=True,
         )
     yield Knob(
