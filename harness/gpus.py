@@ -18,6 +18,7 @@ SLOWED = {  # bits of the clocks' event reasons: by heat or power, not by a cap 
     "thermal slowdown by hardware": 0x40,
     "power brake": 0x80,
 }
+EVENTS = ("Event", "Throttle")  # as newer drivers call it, and older ones
 REASONS = {**SLOWED, "power cap": 0x04, "slowdown by hardware": 0x08}
 
 
@@ -31,7 +32,7 @@ class Gpus:
         self._energy_before_mj = [self._asked("nvmlDeviceGetTotalEnergyConsumption", d) for d in self._devices]
         self._looked_at = -LOOK_EVERY_S
         self._seen: dict[str, list[float]] = {}
-        self._reasons: set[str] = set()
+        self._reasons: set[str] | None = None  # None: no look was told any, not even that there were none
         self._neighbours: set[int] = set()
         self.look()
 
@@ -48,8 +49,9 @@ class Gpus:
             used += memory.used if memory else 0
             self._note("busy", busy and busy.gpu / 100)
             self._note("clock", self._asked("nvmlDeviceGetClockInfo", device, self._nvml.NVML_CLOCK_SM))
-            mask = self._asked("nvmlDeviceGetCurrentClocksEventReasons", device) or 0
-            self._reasons |= {reason for reason, bit in REASONS.items() if mask & bit}
+            masks = (self._asked(f"nvmlDeviceGetCurrentClocks{kind}Reasons", device) for kind in EVENTS)
+            if (mask := next((m for m in masks if m is not None), None)) is not None:
+                self._reasons = (self._reasons or set()) | {reason for reason, bit in REASONS.items() if mask & bit}
             self._neighbours |= self._pids(device) - own
         self._note("power", power_mw / 1e3 or None)
         self._note("memory", used or None)
@@ -72,8 +74,8 @@ class Gpus:
             utilisation_mean=_mean(seen.get("busy")),
             sm_clock_mean_mhz=_mean(seen.get("clock")),
             sm_clock_min_mhz=min(seen["clock"]) if "clock" in seen else None,
-            held_back_by=tuple(sorted(self._reasons)),
-            slowed=bool(self._reasons & SLOWED.keys()),
+            held_back_by=tuple(sorted(self._reasons or ())),
+            slowed=None if self._reasons is None else bool(self._reasons & SLOWED.keys()),
             neighbours=len(self._neighbours),
         )
 
@@ -81,8 +83,9 @@ class Gpus:
         if self._nvml is None:
             return []
         own = self._engine()
-        devices = [self._nvml.nvmlDeviceGetHandleByIndex(i) for i in range(self._nvml.nvmlDeviceGetCount())]
-        return [device for device in devices if self._pids(device) & own]
+        count = self._asked("nvmlDeviceGetCount") or 0
+        devices = (self._asked("nvmlDeviceGetHandleByIndex", index) for index in range(count))
+        return [device for device in devices if device is not None and self._pids(device) & own]
 
     def _pids(self, device: Any) -> set[int]:
         return {process.pid for process in self._asked("nvmlDeviceGetComputeRunningProcesses", device) or ()}

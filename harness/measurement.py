@@ -91,13 +91,14 @@ class GpuReading(Record):
     sm_clock_mean_mhz: float | None
     sm_clock_min_mhz: float | None
     held_back_by: tuple[str, ...] = ()  # what kept the clocks below their highest, at any look
-    slowed: bool = False  # by heat or a power brake
+    slowed: bool | None = None  # by heat or a power brake
     neighbours: int = 0  # processes of others that were seen on them
 
     def beside(self, host: HostReading) -> HostReading:
         """``host``, which looked at the GPUs at the begin and the end alone, with what was seen in between."""
-        slowed, neighbours = bool(host.gpu_slowed) or self.slowed, max(host.gpu_neighbours or 0, self.neighbours)
-        return host.model_copy(update={"gpu_slowed": slowed, "gpu_neighbours": neighbours})
+        told = [slowed for slowed in (host.gpu_slowed, self.slowed) if slowed is not None]
+        neighbours = max(host.gpu_neighbours or 0, self.neighbours)
+        return host.model_copy(update={"gpu_slowed": any(told) if told else None, "gpu_neighbours": neighbours})
 
     def per_token(self, output_tokens: float) -> "GpuReading":
         joule = self.energy_j / output_tokens if self.energy_j is not None and output_tokens > 0 else None

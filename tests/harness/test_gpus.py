@@ -118,9 +118,20 @@ def test_what_a_gpu_does_not_tell_is_none(reading):
         nvmlDeviceGetUtilizationRates=unsupported,
         nvmlDeviceGetClockInfo=unsupported,
         nvmlDeviceGetCurrentClocksEventReasons=unsupported,
+        nvmlDeviceGetCurrentClocksThrottleReasons=unsupported,
     ).per_token(100)
-    told = seen.model_dump(exclude={"gpus", "held_back_by", "slowed", "neighbours"})
+    told = seen.model_dump(exclude={"gpus", "held_back_by", "neighbours"})
     assert set(told.values()) == {None}
+    assert seen.beside(HostReading()).gpu_slowed is None
+
+
+def test_an_older_driver_calls_the_reasons_otherwise(reading):
+    absent = [pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)]
+    seen = reading(
+        nvmlDeviceGetCurrentClocksEventReasons=absent,
+        nvmlDeviceGetCurrentClocksThrottleReasons=[pynvml.nvmlClocksThrottleReasonHwThermalSlowdown],
+    )
+    assert seen.slowed
 
 
 def test_an_engine_that_is_on_no_gpu_has_no_reading(reading):

@@ -179,6 +179,7 @@ def test_the_winner_becomes_the_candidate_version(finished_study):
         "started_at": "2026-01-02T03:04:05+00:00",
         "study_digest": study.digest,
         "simulated": "false",
+        "weights": "real",
     }
 
 
