@@ -129,7 +129,9 @@ def test_sglang_reads_its_file_as_the_same_command_line(sglang_deployments):
     yaml = pytest.importorskip("yaml")
     hazards = of_hazards("sglang", ["sglang", "serve"], "--model-path", "--served-model-name")
     for deployment in [*sglang_deployments(20, 3), *hazards]:
-        settings = yaml.safe_load(SglangYaml().render(deployment))
+        text = SglangYaml().render(deployment)
+        assert SglangYaml().parse(text) == deployment.canonical
+        settings = yaml.safe_load(text)
         argv = ["sglang", "serve"]
         for key, value in settings.items():
             argv += [f"--{key}"] if value is True else [f"--{key}", str(value)]
@@ -141,6 +143,7 @@ def test_docker_gives_tgis_launcher_the_same_arguments(tgi_deployments):
     """A line is NAME=VALUE, or a comment; nothing is quoted."""
     for deployment in [*tgi_deployments(20, 3), *of_hazards("tgi", [LAUNCHER], "--model-id", "--revision")]:
         text = TgiEnvironment().render(deployment)
+        assert TgiEnvironment().parse(text) == deployment.canonical
         variables = dict(line.split("=", 1) for line in text.splitlines() if not line.startswith("#"))
         for flag in deployment.canonical.flags:
             said = flag.values[0] if flag.values else "true"
