@@ -70,7 +70,7 @@ class World:
     @cached_property
     def digest(self) -> str:
         """Of all that decides over a truth: the scenario's traffic, targets and space, and the sources of the law."""
-        asked = self.scenario.to_dict()
+        asked = self.scenario.model_dump(mode="json", exclude_none=True)  # a key that the format gains changes no truth
         sources = (law_of_steps, core, steps, paged, virtual)
         parts = [
             {key: asked[key] for key in ("model", "engine", "workload", "slo")},
