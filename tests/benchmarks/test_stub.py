@@ -17,7 +17,10 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "load"))
 
 from stub import Stub
 
-pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="the stub is built with a C compiler")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(shutil.which("cc") is None, reason="the stub is built with a C compiler"),
+]
 
 CHAT = {"model": "stub", "messages": [{"role": "user", "content": "a  b\nc"}]}
 
