@@ -26,9 +26,11 @@ quickstart: $(VENV)/run.stamp  ## tune a small real model on this machine and wr
 	@$(BIN)/autotune models fetch smollm2-135m-instruct
 	@$(BIN)/autotune tune quickstart
 
-test: $(VENV)/dev.stamp  ## all tests
+ALONE := engine or e2e or browser or alone
+test: $(VENV)/dev.stamp  ## all tests: on every core, then those that need the machine for themselves
 	@$(BIN)/autotune models fetch smollm2-135m-instruct
-	$(BIN)/pytest -m "not vllm" --cov --cov-report=
+	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n logical --dist worksteal -m "not (vllm or $(ALONE))" --cov --cov-report=
+	$(BIN)/pytest -m "not vllm and ($(ALONE))" --cov --cov-append --cov-report=
 
 test-engines: $(VENV)/dev.stamp  ## tests on a real vLLM, installed into an environment of its own (25 minutes)
 	@$(BIN)/autotune models fetch smollm2-135m-instruct

@@ -48,6 +48,7 @@ def bench(
 ) -> None:
     """Measure one configuration under the scenario's traffic."""
     from autotune.live import Watch
+    from autotune.named import unknown
     from harness.bench import prepare, session
     from harness.ledger import write_whole
     from scenarios.errors import UserError
@@ -56,7 +57,7 @@ def bench(
     if rate is not None and rate <= 0:
         raise UserError(f"--rate must be > 0, got {rate:g}")
     fleet = _fleet(workers, remote_workers, listen)
-    wanted = load(scenario)
+    wanted = load(scenario, unknown)
     folder = run or fresh_folder(f"bench-{wanted.name}")
     with Watch(err, quiet=quiet or json) as watch:
         subject = prepare(wanted, folder, watch, build=True, fleet=fleet)

@@ -47,9 +47,10 @@ def show(
     json: JsonOption = False,
 ) -> None:
     """One scenario with every default written out; or its traffic, before anything is sent."""
+    from autotune.named import unknown
     from scenarios.load import dump_yaml, load
 
-    resolved = load(scenario)
+    resolved = load(scenario, unknown)
     if traffic:
         _show_traffic(resolved, rate, seconds, seed, json=json)
     elif json:
@@ -65,10 +66,11 @@ def check(paths: Sources, json: JsonOption = False) -> None:
 
     from rich.markup import escape
 
+    from autotune.named import unknown
     from scenarios.load import check as problems_of
 
     files = [file for path in paths for file in _scenario_files(path)]
-    found = {file: problems_of(str(file)) for file in files}
+    found = {file: problems_of(str(file), unknown) for file in files}
     if json:
         emit_json([asdict(problem) for problems in found.values() for problem in problems])
     else:

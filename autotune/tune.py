@@ -61,6 +61,7 @@ def tune(
 
     from autotune import dry_run as dry_runs
     from autotune.live import Watch
+    from autotune.named import unknown
     from harness.bench import prepare
     from harness.load.fleet import Fleet
     from lifecycle.registry.sync import mirror_all
@@ -72,7 +73,7 @@ def tune(
     changes = {"trials": trials, "wall_clock_s": _seconds(budget) if budget else None}
     earlier = [absolute_study(name, Path.cwd()) for name in from_ or ()]
     search = {"tuner": tuner, "seed": seed, "control": control, "transfer": earlier or None}
-    wanted = _overridden(load(scenario), budget=changes, search=search)
+    wanted = _overridden(load(scenario, unknown), budget=changes, search=search)
     asked_otherwise = any(value is not None for value in (*changes.values(), *search.values()))
     if resume and asked_otherwise:
         raise UserError(

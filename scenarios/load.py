@@ -6,7 +6,7 @@ Knows nothing of what a scenario is used for.
 import difflib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +31,13 @@ LARGEST_FILE_BYTES = 200_000
 TFile = TypeVar("TFile", Lengths | None, TraceFile | None)
 TTraffic = TypeVar("TTraffic", bound=Traffic)
 
+Unknown = Callable[[Scenario], Iterable[tuple[KeyPath, str]]]
+
 READ_AS_BOOLEAN_BY_OTHERS = {"on", "off", "yes", "no", "y", "n"}  # YAML 1.1
+
+
+def _nothing(_: Scenario) -> tuple[()]:
+    return ()
 
 
 def catalogue() -> dict[str, Path]:
@@ -39,8 +45,11 @@ def catalogue() -> dict[str, Path]:
     return {path.stem: path for path in sorted(CATALOG.glob("*.yaml"))}
 
 
-def load(source: str | Path) -> Scenario:
-    """The scenario in a file, or of that name in the catalogue. Raises ScenarioError with every problem."""
+def load(source: str | Path, unknown: Unknown = _nothing) -> Scenario:
+    """The scenario in a file, or of that name in the catalogue. Raises ScenarioError with every problem.
+
+    ``unknown``: who knows what a scenario may name, such as engines, says where it names something else.
+    """
     path = _find(source)
     located = read_yaml(_content(path), str(path))
     problems = located.problems
@@ -52,20 +61,20 @@ def load(source: str | Path) -> Scenario:
     if problems:
         raise ScenarioError(problems)
     folder = path.absolute().parent
-    missing = [
-        Problem(str(path), located.line(at), dotted(at), f"does not exist: {file}")
+    wrong = [
+        (at, f"does not exist: {file}")
         for at, file in _files_of_traffic(scenario.workload, folder)
         if not Path(file).is_file()
     ]
-    if missing:
-        raise ScenarioError(missing)
+    if wrong := [*wrong, *unknown(scenario)]:
+        raise ScenarioError([Problem(str(path), located.line(at), dotted(at), message) for at, message in wrong])
     return _with_recorded_traffic(_with_absolute_paths(scenario, folder))
 
 
-def check(source: str | Path) -> list[Problem]:
+def check(source: str | Path, unknown: Unknown = _nothing) -> list[Problem]:
     """Everything wrong with a scenario; empty when `load` accepts it."""
     try:
-        load(source)
+        load(source, unknown)
     except ScenarioError as err:
         return err.problems
     return []

@@ -5,7 +5,7 @@ Turns pydantic's findings into Problems with lines. Knows nothing of YAML or fil
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -38,6 +38,20 @@ def problems(error: ValidationError, located: Located, file: str) -> list[Proble
         if path not in found and not already_refused:
             found[path] = Problem(file, located.line(path), dotted(path), message)
     return list(found.values())
+
+
+def not_among(value: Any, allowed: Sequence[str]) -> str:
+    """``value`` is none of ``allowed``."""
+    hint = nearest(str(value), allowed)
+    if str(value) in allowed and not isinstance(value, str):
+        hint = "; put it in quotes"
+    return f"must be one of {', '.join(allowed)}, got {_got(value)}{hint}"
+
+
+def nearest(name: str, allowed: Sequence[str]) -> str:
+    """A hint; empty where nothing is near."""
+    near = difflib.get_close_matches(name, allowed, n=1)
+    return f"; did you mean `{near[0]}`?" if near else ""
 
 
 def _explain(detail: ErrorDetails, located: Located) -> tuple[Path, str]:
@@ -121,13 +135,7 @@ def _unknown_key(path: Path, _: ErrorDetails) -> str:
 
 
 def _not_among(_: Path, detail: ErrorDetails) -> str:
-    allowed = re.findall(r"'([^']*)'", detail["ctx"]["expected"])
-    value = detail["input"]
-    near = difflib.get_close_matches(str(value), allowed, n=1)
-    hint = f"; did you mean `{near[0]}`?" if near else ""
-    if str(value) in allowed and not isinstance(value, str):
-        hint = "; put it in quotes"
-    return f"must be one of {', '.join(allowed)}, got {_got(detail['input'])}{hint}"
+    return not_among(detail["input"], re.findall(r"'([^']*)'", detail["ctx"]["expected"]))
 
 
 def _out_of_bounds(_: Path, detail: ErrorDetails) -> str:

@@ -55,13 +55,14 @@ class Knob:
     def parse(self, text: str) -> Value:
         """The choice that ``text`` spells. Raises UserError naming what is allowed."""
         for choice in self.choices:
-            if _spelling(choice) == text.strip().lower():
+            if spelling(choice) == text.strip().lower():
                 return choice
-        allowed = ", ".join(_spelling(c) for c in self.choices)
+        allowed = ", ".join(spelling(c) for c in self.choices)
         raise UserError(f"{self.name}={text}: allowed values are {allowed}")
 
 
-def _spelling(value: Value) -> str:
+def spelling(value: Value) -> str:
+    """As people write it: in lower case."""
     return str(value).lower()
 
 
@@ -149,11 +150,11 @@ class SearchSpace:
         if not only:
             kept = tuple(replace(k, choices=(k.default,)) if k.repair else k for k in self.knobs)
             return replace(self, knobs=kept, absent=())
-        absent = tuple(a for a in self.absent if _spelling(a[1]) in map(_spelling, only.get(a[0], ())))
-        left_out = {(name, _spelling(value)) for name, value, _ in absent}
+        absent = tuple(a for a in self.absent if spelling(a[1]) in map(spelling, only.get(a[0], ())))
+        left_out = {(name, spelling(value)) for name, value, _ in absent}
         wanted = {}
         for name, values in only.items():
-            known = [value for value in values if (name, _spelling(value)) not in left_out]
+            known = [value for value in values if (name, spelling(value)) not in left_out]
             if known:
                 wanted[name] = tuple(self[name].parse(str(value)) for value in known)
         knobs = tuple(replace(k, choices=wanted.get(k.name, (k.default,))) for k in self.knobs)
@@ -162,7 +163,7 @@ class SearchSpace:
     @property
     def notices(self) -> tuple[str, ...]:
         """What was asked for and is left out, one line each."""
-        return tuple(f"{name}={_spelling(value)} is left out: {why}" for name, value, why in self.absent)
+        return tuple(f"{name}={spelling(value)} is left out: {why}" for name, value, why in self.absent)
 
     @property
     def free(self) -> tuple[Knob, ...]:

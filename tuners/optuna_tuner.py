@@ -33,40 +33,34 @@ class OptunaTuner:
     def ask(self, history: list[Trial], possible: Possible = everything) -> ServingConfig | None:
         tried = {trial.config_digest for trial in history}
         known = recalled(history, MOST_TRIALS)
+        worst = min((score for t in known if (score := _score(t)) is not None), default=0.0)
+        study = optuna.create_study(direction="maximize")
+        for trial in known:
+            study.add_trial(self._told(trial, worst))
         for attempt in range(ATTEMPTS):
-            config = self._suggest(self._study(known, derived(self.seed, len(history), attempt)).ask())
+            study.sampler = _sampler(derived(self.seed, len(history), attempt))
+            asked = study.ask()
+            config = self._suggest(asked)
+            study.tell(asked, state=optuna.trial.TrialState.FAIL)  # so that TPE learns from the history alone
             if config.digest in tried:
                 continue
             if possible(config):
                 return config
-            known.append(infeasible(len(known), config, "impossible", "its plan rules it out"))  # for this ask alone
+            study.add_trial(self._told(infeasible(len(known), config, "impossible", "its plan rules it out"), worst))
         return untried(self.space, tried, derived(self.seed, len(history), ATTEMPTS), possible)
 
-    def _study(self, history: list[Trial], seed: int) -> optuna.Study:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # `group`, for conditional knobs
-            sampler = optuna.samplers.TPESampler(seed=seed, group=True, n_startup_trials=STARTUP_TRIALS)
-        study = optuna.create_study(direction="maximize", sampler=sampler)
-        measured = [t.score for t in history if t.score is not None and math.isfinite(t.score)]
-        worst = min(measured, default=0.0)
-        for trial in history:
-            params = {}
-            distributions: dict[str, BaseDistribution] = {}
-            for knob in self.space.free:
-                # The control's value may lie outside what the scenario narrowed a knob to.
-                if (value := trial.knobs.get(knob.name)) in knob.choices:
-                    distributions[knob.name] = _distribution(knob)
-                    params[knob.name] = _encode(knob, value)
-            scored = trial.score is not None and math.isfinite(trial.score)
-            study.add_trial(
-                optuna.trial.create_trial(
-                    params=params,
-                    distributions=distributions,
-                    value=trial.score if scored else worst,
-                    constraints=trial.constraints,
-                )
-            )
-        return study
+    def _told(self, trial: Trial, worst: float) -> optuna.trial.FrozenTrial:
+        params = {}
+        distributions: dict[str, BaseDistribution] = {}
+        for knob in self.space.free:
+            # The control's value may lie outside what the scenario narrowed a knob to.
+            if (value := trial.knobs.get(knob.name)) in knob.choices:
+                distributions[knob.name] = _distribution(knob)
+                params[knob.name] = _encode(knob, value)
+        value = worst if (score := _score(trial)) is None else score
+        return optuna.trial.create_trial(
+            params=params, distributions=distributions, value=value, constraints=trial.constraints
+        )
 
     def _suggest(self, trial: optuna.Trial) -> ServingConfig:
         values: dict[str, Value] = {}
@@ -80,6 +74,16 @@ class OptunaTuner:
             else:
                 values[knob.name] = cast("Value", trial.suggest_categorical(knob.name, knob.choices))
         return ServingConfig(self.space.engine, values)
+
+
+def _sampler(seed: int) -> optuna.samplers.TPESampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # `group`, for conditional knobs
+        return optuna.samplers.TPESampler(seed=seed, group=True, n_startup_trials=STARTUP_TRIALS)
+
+
+def _score(trial: Trial) -> float | None:
+    return trial.score if trial.score is not None and math.isfinite(trial.score) else None
 
 
 def _distribution(knob: Knob) -> BaseDistribution:

@@ -22,6 +22,8 @@ from stub import RECORD_HEADER, parse_record
 from summary import summarise, too_slow, verdicts
 from table import markdown
 
+pytestmark = pytest.mark.alone
+
 NS = 1_000_000_000
 needs_stub = pytest.mark.skipif(
     shutil.which("cc") is None or (os.cpu_count() or 1) < 2, reason="needs a C compiler and two cores"

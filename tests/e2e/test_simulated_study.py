@@ -1,16 +1,24 @@
-"""A whole study of the simulated engine from the command line: no GPU, no model, and every word says simulated."""
+"""A whole study of the simulated engine from the command line: no GPU, no model, and every word says simulated.
+
+With a control arm, an earlier study, and what is said when nothing is feasible. Real processes, real HTTP, simulated
+figures.
+"""
 
 import json
+import re
+import signal
 import sqlite3
 import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from command_line import finish, start
+from harness.ledger import read
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+sys.path.insert(0, str(Path(__file__).parent))
+from command_line import finish, start, wait_for
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 SCENARIO = """\
 name: tiny-simulated
@@ -18,10 +26,11 @@ model: {simulated: 8b, context_tokens: 2048}
 engine: {name: simulated, accelerator: l40s, version: "1"}
 workload:
   arrivals: {process: constant}
-  prompt_tokens: {distribution: uniform, min: 400, max: 800}
+  prompt_tokens: {distribution: uniform, min: 150, max: 300}
   output_tokens: {distribution: fixed, mean: 12}
-slo: {ttft: {target_ms: 500}}
+slo: {ttft: {target_ms: TARGET}}
 search:
+  tuner: grid
   finalists: 1
   knobs:
     speculation: [none, ngram, draft]
@@ -29,15 +38,19 @@ search:
     gpu_memory_utilization: [0.98, 0.9]
     max_num_seqs: [64]
     max_num_batched_tokens: [2048, 32768]
-budget: {trials: 3, warmup_s: 0.5, ramp_s: 3, hold_s: 2, holds: 1, finalist_blocks: 2, certify_s: 6, void_retries: 20}
+budget: {trials: 2, warmup_s: 0.5, ramp_s: 3, hold_s: 2, holds: 1, finalist_blocks: 2, certify_s: 4, void_retries: 20}
 """
+
+
+def tune(home, *options, target_ms=500):
+    (home / "tiny.yaml").write_text(SCENARIO.replace("TARGET", str(target_ms)))
+    return start("tune", "tiny.yaml", *options, cwd=home)
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     home = tmp_path_factory.mktemp("simulated")
-    (home / "tiny.yaml").write_text(SCENARIO)
-    done = finish(start("tune", "tiny.yaml", "--run", "run", "--tuner", "grid", cwd=home), 280)
+    done = finish(tune(home, "--run", "run", "--control", "random"), 580)
     assert done.returncode == 0, done.stderr
     return home / "run", done
 
@@ -79,3 +92,46 @@ def test_the_report_and_the_record_say_so(study):
         said = database.execute("SELECT value FROM tags WHERE key = 'autotune.simulated'").fetchall()
     assert said
     assert {value for (value,) in said} == {"true"}
+
+
+def test_the_control_arm_has_steps_and_a_section_of_its_own(study):
+    run, _ = study
+    steps = read(run / "ledger.jsonl")
+    arm = [s for s in steps if s.startswith("control/")]
+    assert arm
+    assert steps["study"]["scenario"]["search"]["control"] == "random"
+    spent = sum(steps[s]["trial"]["seconds"] for s in steps if s.startswith("trial/") and s != "trial/000")
+    assert sum(steps[s]["trial"]["seconds"] for s in arm[:-1]) < spent
+    page = (run / "report.html").read_text()
+    assert "Against random search" in page
+    assert re.search(r"In \d+ s of trials each, the search found", page)
+
+
+def test_the_best_of_an_earlier_study_goes_first(study):
+    home = study[0].parent
+    going = tune(home, "--run", "second", "--from", "run", "--trials", 1, "--no-track")
+    wait_for(home / "second" / "trials" / "000" / "final-0" / "plan.json", going)
+    going.send_signal(signal.SIGINT)  # the rest is that of any study
+    assert finish(going).returncode == 130
+    steps = read(home / "second" / "ledger.jsonl")
+    assert [steps[f"trial/00{n}"]["origin"] for n in (0, 1)] == ["defaults", "transfer"]
+    assert steps["trial/001"]["trial"]["knobs"] == steps["transfer"]["knobs"][0]
+
+
+def test_nothing_feasible_is_exit_1_with_the_nearest_miss(tmp_path):
+    done = finish(tune(tmp_path, "--run", "hopeless", "--trials", 1, "--no-track", "--json", target_ms=0.01))
+    assert done.returncode == 1, done.stderr
+    winner = json.loads(done.stdout)["winner"]
+    assert winner["outcome"] == "none_feasible"
+    assert re.search(r"trial 00\d came nearest: it missed slo by \d+%", winner["nearest_miss"])
+    assert "target 0.01 ms" in winner["nearest_miss"]
+
+
+def test_a_study_of_another_engine_cannot_go_first(study):
+    run, home = study[0], study[0].parent
+    (home / "other").mkdir()
+    ledger = (run / "ledger.jsonl").read_text()
+    (home / "other" / "ledger.jsonl").write_text(ledger.replace('"name":"simulated"', '"name":"vllm"'))
+    done = finish(tune(home, "--run", "third", "--from", "other", "--no-track"))
+    assert done.returncode == 2
+    assert "is a study of vllm" in done.stderr

@@ -12,6 +12,8 @@ import pytest
 from harness.measurement import HostReading
 from harness.meters import HostMeters, Kernel, is_here
 
+pytestmark = pytest.mark.alone
+
 BURN = "import time; end = time.monotonic() + 30\nwhile time.monotonic() < end: pass"
 
 

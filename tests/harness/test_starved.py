@@ -29,6 +29,8 @@ from scenarios.spec import Scenario
 from scenarios.words import Words, candidates
 from tuners.evaluate import Hints, evaluate
 
+pytestmark = pytest.mark.alone
+
 ENGINE = Path(__file__).with_name("streaming_engine.py")
 TARGET = Target("ttft", 95, 40.0)  # the engine needs 20 ms
 RATE_RPS = 60.0

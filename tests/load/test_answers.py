@@ -8,6 +8,8 @@ import pytest
 from harness.load.driver import drive
 from harness.load.tables import RECORD_SCHEMA
 
+pytestmark = pytest.mark.alone
+
 STREAM = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 CHUNKED = STREAM + "Transfer-Encoding: chunked\r\n\r\n"
 BOUND_NS = 20_000_000  # this machine may be busy; the stamps themselves are exact

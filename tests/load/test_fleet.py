@@ -20,6 +20,8 @@ from harness.load.fleet import ClockReading, Fleet, clock_offset, is_loopback, p
 from harness.load.records import LiveCounters, LoadPlan, PlannedRequest
 from scenarios.errors import UserError
 
+pytestmark = pytest.mark.alone
+
 META = {"seed": "1"}
 AUTOTUNE = Path(sys.executable).with_name("autotune")
 

@@ -20,6 +20,8 @@ from harness.errors import RunFolderUnusable
 from harness.load.driver import drive
 from harness.load.records import write_plan
 
+pytestmark = pytest.mark.alone
+
 META = {"seed": "1"}
 
 

@@ -4,8 +4,11 @@ import json
 from dataclasses import replace
 
 import pyarrow.parquet as pq
+import pytest
 
 from harness.load.driver import drive
+
+pytestmark = pytest.mark.alone
 
 META = {"seed": "1"}
 THINK_NS = 80_000_000

@@ -1,57 +1,20 @@
-"""A completions server over real HTTP whose answers follow a known law, so that every score is analytic."""
+"""A server of completions whose answers follow a known law, so that every score is analytic."""
 
 import json
-import threading
-import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from harness.engines.base import Endpoint
-
-
-class LawfulServer(ThreadingHTTPServer):
-    """``answer(prompt) -> text | HTTP status``; requests and their headers are kept in order of arrival."""
-
-    daemon_threads = True
-    delay_s = 0.0
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.answer = lambda _prompt: ""
-        self.bodies = []
-        self.headers_seen = []
-        root = f"http://127.0.0.1:{self.server_address[1]}"
-        self.endpoint = Endpoint(root_url=root, base_url=f"{root}/v1", served_model="law")
-
-    def handle_error(self, *_):
-        """A client that gave up is what some tests are about."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.bodies.append(body)
-        self.server.headers_seen.append(dict(self.headers))
-        time.sleep(self.server.delay_s)
-        answer = self.server.answer(body["prompt"])
-        status = answer if isinstance(answer, int) else 200
-        payload = json.dumps({"choices": [{"text": answer}]}).encode() if status == 200 else b"out of slots"
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(payload)))
-        self.end_headers()
-        self.wfile.write(payload)
-
-    def log_message(self, *_):
-        pass
-
 
 @pytest.fixture
-def server():
-    with LawfulServer() as lawful:
-        threading.Thread(target=lawful.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        yield lawful
-        lawful.shutdown()
+def server(lawful_server):
+    """``answer(prompt) -> text | HTTP status``."""
+
+    def law(body):
+        answer = lawful_server.answer(body["prompt"])
+        return answer if isinstance(answer, int) else {"choices": [{"text": answer}]}
+
+    lawful_server.answer, lawful_server.law = lambda _prompt: "", law
+    return lawful_server
 
 
 @pytest.fixture

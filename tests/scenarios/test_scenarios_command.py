@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from autotune import cli
 from autotune.scenarios import app
 from scenarios.errors import ScenarioError
 from scenarios.load import SCHEMA_FILE, catalogue, load
@@ -43,6 +44,15 @@ def test_show_json(run):
 
 def test_show_of_a_broken_file_raises_the_error_that_the_hall_prints(run):
     assert isinstance(run("show", BROKEN / "empty.yaml").exception, ScenarioError)
+
+
+@pytest.mark.parametrize("command", [("scenarios", "show"), ("bench",), ("tune",), ("tune", "--dry-run")])
+def test_every_command_refuses_what_it_does_not_know_at_its_line(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli.app, [*command, str(BROKEN / "unknown_tuner.yaml")])
+    assert isinstance(result.exception, ScenarioError)
+    assert "unknown_tuner.yaml:19  search.tuner  must be one of" in str(result.exception)
+    assert not list(tmp_path.iterdir())
 
 
 def test_check_of_a_broken_folder_prints_every_message_and_exits_2(run):

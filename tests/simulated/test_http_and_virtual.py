@@ -23,6 +23,8 @@ from scenarios.spec import Scenario
 from scenarios.words import Words, candidates
 from scenarios.workload import hold
 
+pytestmark = pytest.mark.alone
+
 AGREEMENT = 0.03
 TRIES = 4  # a machine that is busy with something else makes a run void
 SECONDS = 12.0

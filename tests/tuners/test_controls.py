@@ -149,10 +149,18 @@ def test_an_arm_whose_trials_take_no_time_ends(tmp_path):
 # -- transfer --------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """An earlier study, made once."""
+    root = tmp_path_factory.mktemp("kept") / "earlier"
+    study(root, asked=scenario(trials=20)).run()
+    return root
+
+
 @pytest.fixture
-def earlier(tmp_path):
-    study(tmp_path / "earlier", asked=scenario(trials=20)).run()
-    return tmp_path / "earlier"
+def earlier(kept, tmp_path):
+    """A copy of it, to be changed or thrown away."""
+    return shutil.copytree(kept, tmp_path / "earlier")
 
 
 def start_of(folder) -> StudyStart:
