@@ -96,9 +96,7 @@ def tune(
             watch.note(f"run folder: {folder}")
             make_folder(folder)
             subject = prepare(wanted, folder, watch, build=True, fleet=Fleet(workers))
-            space = subject.space().narrowed(wanted.search.knobs)
-            _check(space, watch)
-            study = _study(subject, space, watch, Asked(scenario, shlex.join(["autotune", *sys.argv[1:]])))
+            study = _study(subject, watch, Asked(scenario, shlex.join(["autotune", *sys.argv[1:]])))
             winner = study.run()
             watch.begin("report", None)
             page = html.write(folder)
@@ -132,7 +130,7 @@ def _tell(folder: Path, page: Path, winner: "Winner", mirrors: "Sequence[Attempt
         next_step(f"open {page}" if winner.outcome != "none_feasible" else "relax the slo, or widen search.knobs")
 
 
-def _study(subject: "Subject", space: "SearchSpace", watch: "Watch", asked: "Asked") -> "Study":
+def _study(subject: "Subject", watch: "Watch", asked: "Asked") -> "Study":
     """The study that the scenario describes, with everything that it names found."""
     from harness import plugins
     from harness.engines.base import presets
@@ -144,6 +142,8 @@ def _study(subject: "Subject", space: "SearchSpace", watch: "Watch", asked: "Ask
     search = subject.scenario.search
     named = search.transfer
     offered = subject.space()  # a preset is the engine's own, as the defaults are: no narrowing applies to it
+    space = offered.narrowed(search.knobs)
+    _check(space, watch)
     seed_of_control = search.seed + 1  # a stream of its own: `--tuner random --control random` compares two searches
     tuner = plugins.load("tuners", search.tuner)(space, search.seed)
     laboratory = Laboratory(subject, space)
