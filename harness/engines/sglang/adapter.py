@@ -6,7 +6,7 @@ Knows nothing of load.
 from collections.abc import Mapping
 
 from harness.engines import asking, installed, memory
-from harness.engines.base import Endpoint, HostLimits, LaunchPlan, ResolvedModel
+from harness.engines.base import Endpoint, HostLimits, LaunchPlan, ResolvedModel, ServerNames
 from harness.engines.flags import Flag, Said, older_name, spelled, unknown
 from harness.engines.hugging_face import OFFLINE, TEMPLATE_ROOM_TOKENS, folder_of
 from harness.engines.memory import AUTO, GIB
@@ -33,6 +33,15 @@ FEWEST_REST_BYTES = 10 * GIB  # left beside weights and KV cache where the GPU h
 
 class Sglang:
     name = "sglang"
+    server_names = ServerNames(
+        running="num_running_reqs",
+        waiting="num_queue_reqs",
+        kv_usage="token_usage",
+        prefix_hits="cached_tokens_total",
+        prefix_queries="prompt_tokens_total",
+        ttft="time_to_first_token_seconds",
+        e2e="e2e_request_latency_seconds",
+    )
 
     def version(self, spec: EngineSpec | None = None) -> str:
         python = installed.python_of(self.name, spec.python if spec else None)
