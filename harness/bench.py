@@ -101,6 +101,12 @@ def engine_of(scenario: Scenario) -> Engine:
     return engine
 
 
+def version_of(engine: Engine, scenario: Scenario) -> str:
+    """An engine that has no environment or address of its own need not take the argument."""
+    own = scenario.engine.python or scenario.engine.base_url
+    return engine.version(scenario.engine) if own else engine.version()
+
+
 def offered(engine: Engine, scenario: Scenario, model: ResolvedModel, host: HostLimits) -> SearchSpace:
     """All that the engine offers here, but for what would empty a promise of its meaning."""
     promised = {latency_name(metric) for metric in scenario.targets}
@@ -124,9 +130,7 @@ def prepare(scenario: Scenario, root: Path, observer: Observer, *, build: bool, 
             "engine.base_url that means the same machine everywhere"
         )
     engine = engine_of(scenario)
-    # An engine that has no environment or address of its own need not take the argument.
-    own = scenario.engine.python or scenario.engine.base_url
-    version = engine.version(scenario.engine) if own else engine.version()
+    version = version_of(engine, scenario)
     if scenario.model.simulated is not None:
         observer.note("simulated: the engine follows a stated law, and no accelerator is measured")
     if scenario.model.weights == "dummy":
@@ -228,7 +232,8 @@ class Session:
         schedule = schedules.sequence(self.workload, self.words, n=most, seed=seed)
         self.subject.observer.begin("warm-up", seconds)
         plan = self._load_plan(schedule, concurrency=lanes, drain_s=self.workload.timeout_s)
-        self._drive(plan, self.folder / "warm-up", {}, stop_when=lambda counters: counters.elapsed_s > seconds)
+        load = self._drive(plan, self.folder / "warm-up", {}, stop_when=lambda counters: counters.elapsed_s > seconds)
+        self._let_drain(load)
 
     def unloaded(self, seed: int) -> Loaded:
         """One request at a time: the latency that no queue has touched."""
@@ -368,6 +373,7 @@ class Session:
         with Instruments(subject.engine, self.running) as instruments:
             load = self._drive(plan, folder, metadata, stop_when=stop_when, look=instruments.look)
         seen = instruments.read(load.records_path, stream=self.workload.stream)
+        self._let_drain(load)
         peak = seen.telemetry.rss_peak_bytes
         observed = summarise(
             load.records_path,
@@ -425,12 +431,12 @@ class Session:
         self.running.check()
         if result.stopped_early == "hung":
             raise self.running.hung(plan.hang_ns / NS)
-        if result.stopped_early:
-            self._let_drain()
         return result
 
-    def _let_drain(self) -> None:
+    def _let_drain(self, load: LoadResult) -> None:
         """Until the engine has time for a stranger again: what one run left queued is not the next one's latency."""
+        if not load.stopped_early:
+            return
         try:
             for _ in range(DRAIN_PROBES):
                 complete(self.running.endpoint, timeout_s=self.workload.timeout_s)

@@ -58,11 +58,13 @@ class Instruments:
 
     def read(self, records_path: Path, *, stream: bool) -> Readings:
         """``records_path``: of every request of the run."""
-        host, gpu = self._host.reading(), self._gpus.reading()
+        gpu, host = self._gpus.reading(), self._host.reading()  # the host's takes a moment, and GPUs count on
         after, records = self._ask(), pq.read_table(records_path)
         if gpu is not None:
             host = gpu.beside(host)
             gpu = gpu.per_token(float(output_tokens(records).sum()))
+        if not self._before:  # what it did since it began is not what it did in this run
+            after = {}
         grown = {k: v - self._before.get(k, 0.0) for k, v in after.items() if k.endswith("_total")}
         server = None
         if self._names is not None and after:

@@ -160,7 +160,7 @@ def _refuse_a_stranger(port: int, health_path: str) -> None:
     """A server that is healthy there already would be taken for the engine. Raises EngineStartError."""
     health = f"http://127.0.0.1:{port}{health_path}"
     with contextlib.suppress(httpx.HTTPError):
-        if httpx.get(health, timeout=1.0, trust_env=False).status_code == httpx.codes.OK:
+        if httpx.get(health, timeout=HEALTH_LIMIT_S, trust_env=False).status_code == httpx.codes.OK:
             raise EngineStartError(f"engine.port: {port} is taken: another server answers there", failure="port_taken")
 
 

@@ -5,6 +5,7 @@ Plain validated data. Knows nothing of files (load.py), schedules (workload.py) 
 
 import re
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -73,6 +74,14 @@ class ModelRef(Spec):
         return self.name or self.served_as or simulated or str(self.path)
 
 
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0 and "@" not in url
+    except ValueError:  # a port that is no number, a bracket that is not closed
+        return False
+
+
 class EngineSpec(Spec):
     """Which server. `attached` measures one that is already running; `simulated` follows a stated law."""
 
@@ -100,7 +109,7 @@ class EngineSpec(Spec):
     @model_validator(mode="after")
     def _simulated_has_accelerator(self) -> "EngineSpec":
         if (self.name == "simulated") != (self.accelerator is not None):
-            raise ValueError("accelerator is needed with name: simulated, and only there")
+            raise ValueError(f"accelerator is needed with name: simulated, and only there; got name: {self.name}")
         for key in ("accelerators", "version"):
             if self.name != "simulated" and getattr(self, key) is not None:
                 raise ValueError(f"{key} has a meaning only with name: simulated")
@@ -109,7 +118,7 @@ class EngineSpec(Spec):
     @field_validator("base_url")
     @classmethod
     def _is_url(cls, url: str | None) -> str | None:
-        if url is not None and not re.match(r"https?://[^\s/@]+(/\S*)?$", url):
+        if url is not None and not _is_http(url):
             raise ValueError("must look like http://127.0.0.1:8000/v1, without a user or password")
         return url
 

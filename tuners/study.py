@@ -176,7 +176,7 @@ class Study:
                 break
             proposed = waiting.pop(0) if waiting else self._propose(results, transferred)
             if proposed is None:
-                self.observer.note("no further configuration was found that can be planned")
+                self.observer.note("no further configuration was found that can be planned and may answer well")
                 break
             self.observer.progress(number, most)
             self.observer.note(f"trial {number:03d}: {describe(proposed.config, self.space)}")

@@ -12,6 +12,7 @@ import httpx
 from harness.engines.base import Endpoint
 from harness.errors import EngineCrashed
 
+SHARES = ("kv_cache_usage_perc", "token_usage")  # gauges that are parts of a whole: vLLM's, SGLang's
 NUMBER = r"([+-]?(?:\d[\d.e+-]*|NaN|Inf))"  # in Prometheus' text format
 
 
@@ -49,8 +50,11 @@ def metrics(endpoint: Endpoint, prefix: str) -> dict[str, float]:
 
 
 def metrics_in(text: str, prefix: str) -> dict[str, float]:
+    """Of a share (SHARES) the largest counts: two engines that are half full are not full."""
     found: dict[str, float] = {}
     for name, value in re.findall(rf"^{prefix}(\w+?)(?:\{{.*\}})? {NUMBER}$", text, re.MULTILINE):
-        if not name.endswith(("_bucket", "_created")):
+        if name in SHARES:
+            found[name] = max(found.get(name, 0.0), float(value))
+        elif not name.endswith(("_bucket", "_created")):
             found[name] = found.get(name, 0.0) + float(value)
     return found

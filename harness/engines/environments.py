@@ -54,7 +54,7 @@ RECIPES = {
 def cache_folder() -> Path:
     """Where environments are kept: $AUTOTUNE_ENGINES, or the user's cache folder."""
     given = os.environ.get("AUTOTUNE_ENGINES")
-    return Path(given) if given else Path(platformdirs.user_cache_dir("autotune")) / "engines"
+    return Path(given).absolute() if given else Path(platformdirs.user_cache_dir("autotune")) / "engines"
 
 
 def interpreter(name: str) -> str | None:

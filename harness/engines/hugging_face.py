@@ -7,9 +7,15 @@ from pathlib import Path
 
 from harness.engines.base import ResolvedModel
 from scenarios.errors import UserError
+from scenarios.space import Value
 
 TEMPLATE_ROOM_TOKENS = 256  # beyond model.context_tokens: what a chat template adds to the longest request
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
+
+
+def unbuilt(model: ResolvedModel) -> tuple[tuple[str, Value, str], ...]:
+    """`SearchSpace.absent`: the checkpoints that could be here, and how each is built."""
+    return tuple(("variant", name, why) for name, why in model.unbuilt.items())
 
 
 def folder_of(model: ResolvedModel, variant: str) -> Path:

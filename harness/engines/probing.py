@@ -3,6 +3,7 @@
 Knows the routes that common servers share, and nothing of load or configurations.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -15,7 +16,8 @@ import httpx
 from harness.engines import asking
 from harness.engines.base import Endpoint, root_of
 
-TIMEOUT_S = 30.0
+TIMEOUT = httpx.Timeout(30.0, connect=5.0)  # seconds
+FIRST_ANSWER_S = 120.0  # a server may load its model for the first question
 PROMPT = "Is water wet? Answer with yes or no."
 LONGER_THAN_AN_ANSWER = 24  # tokens
 Route = Literal["/completions", "/chat/completions"]
@@ -76,7 +78,8 @@ class _Asked:
         route = route or self.route
         said = {"prompt": PROMPT} if route == COMPLETIONS else {"messages": [{"role": "user", "content": PROMPT}]}
         body = {"model": self.endpoint.served_model, **said, "max_tokens": 2, "temperature": 0, **more}
-        return self.client.post(f"{self.endpoint.base_url}{route}", json=body)
+        timeout = httpx.Timeout(FIRST_ANSWER_S, connect=TIMEOUT.connect)
+        return self.client.post(f"{self.endpoint.base_url}{route}", json=body, timeout=timeout)
 
 
 def ask(endpoint: Endpoint) -> Offers:
@@ -104,7 +107,7 @@ def ask(endpoint: Endpoint) -> Offers:
             "metrics",
             prefix is not None,
             f"at /metrics, {prefix or 'names that no known server has'}" if text else "nothing at /metrics",
-            "queue, cache and preemptions of the server are not shown beside what the client sees",
+            "its counters are not kept with the run",
         ),
     ]
     found = replace(endpoint, route=asked.route, request_extras={**endpoint.request_extras, **asked.extras})
@@ -113,8 +116,9 @@ def ask(endpoint: Endpoint) -> Offers:
 
 def server_at(base_url: str, api_key_env: str | None) -> str | None:
     """Which server, and its version; None where it does not say, or nobody answers."""
-    with _client(api_key_env) as client:
+    with _client(api_key_env) as client, contextlib.suppress(httpx.HTTPError):
         return _server(client, base_url)
+    return None
 
 
 def tokens(endpoint: Endpoint, body: Mapping[str, Any], text: str) -> list[int] | None:
@@ -128,7 +132,7 @@ def _client(api_key_env: str | None) -> httpx.Client:
     key = os.environ.get(api_key_env or "")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     limits = httpx.Limits(max_keepalive_connections=0)
-    return httpx.Client(headers=headers, timeout=TIMEOUT_S, limits=limits, trust_env=False)
+    return httpx.Client(headers=headers, timeout=TIMEOUT, limits=limits, trust_env=False)
 
 
 def _tokens(client: httpx.Client, endpoint: Endpoint, body: Mapping[str, Any], text: str) -> list[int] | None:
@@ -145,10 +149,12 @@ def _tokens(client: httpx.Client, endpoint: Endpoint, body: Mapping[str, Any], t
 
 
 def _document(client: httpx.Client, url: str) -> dict[str, Any]:
-    """Empty where there is none."""
+    """Empty where there is none. Raises httpx.TransportError where nobody is at that address."""
     try:
         answer = client.get(url)
         said = answer.json() if answer.status_code == httpx.codes.OK else {}
+    except (httpx.ConnectError, httpx.ConnectTimeout):
+        raise
     except (httpx.HTTPError, ValueError):
         return {}
     return said if isinstance(said, dict) else {}

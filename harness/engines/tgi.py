@@ -13,7 +13,7 @@ import httpx
 from harness.engines import asking, memory, words
 from harness.engines.base import Endpoint, HostLimits, LaunchPlan, ResolvedModel
 from harness.engines.flags import Said
-from harness.engines.hugging_face import OFFLINE, TEMPLATE_ROOM_TOKENS, folder_of
+from harness.engines.hugging_face import OFFLINE, TEMPLATE_ROOM_TOKENS, folder_of, unbuilt
 from harness.engines.memory import AUTO
 from harness.errors import ConfigurationImpossible, EngineCrashed, EngineNotInstalled, FailureClass
 from harness.models.hf_shape import HfShape, shape
@@ -81,13 +81,16 @@ class Tgi:
                 f"TGI is not installed: put `{LAUNCHER}` on PATH, as in its image "
                 "ghcr.io/huggingface/text-generation-inference; upstream is archived, vllm and sglang are its heirs"
             )
-        said = subprocess.run([launcher, "--version"], capture_output=True, text=True, timeout=30, check=False)
+        try:
+            said = subprocess.run([launcher, "--version"], capture_output=True, text=True, timeout=30, check=False)
+        except (OSError, subprocess.SubprocessError) as err:
+            raise EngineNotInstalled(f"{launcher} does not say its version: {err}") from err
         return f"tgi {said.stdout.strip().split()[-1] if said.stdout.strip() else 'of unknown version'}"
 
     def knobs(self, spec: EngineSpec, model: ResolvedModel, host: HostLimits) -> SearchSpace:  # noqa: ARG002 - the contract's shape
         about = shape(folder_of(model, model.reference_variant))
         offered = (*_precision(model, about), *_memory(), *_batching(), *_compute(about, host))
-        return SearchSpace(self.name, offered)
+        return SearchSpace(self.name, offered, unbuilt(model))
 
     def plan(self, spec: EngineSpec, model: ResolvedModel, config: ServingConfig, host: HostLimits) -> LaunchPlan:  # noqa: ARG002 - the contract's shape
         k = config.knobs
@@ -162,6 +165,7 @@ def _precision(model: ResolvedModel, about: HfShape) -> Iterator[Knob]:
             "precision",
             "Quantise the weights while they are loaded.",
             affects_output=True,
+            when=("variant", (model.reference_variant,)),  # the others are quantised already
         )
     yield Knob(
         "dtype",

@@ -20,7 +20,7 @@ from scenarios.errors import Infrastructure
 def cache_folder() -> Path:
     """Where models are kept: $AUTOTUNE_MODELS, or the user's cache folder."""
     given = os.environ.get("AUTOTUNE_MODELS")
-    return Path(given) if given else Path(platformdirs.user_cache_dir("autotune")) / "models"
+    return Path(given).absolute() if given else Path(platformdirs.user_cache_dir("autotune")) / "models"
 
 
 def file_sha256(path: Path) -> str:

@@ -122,8 +122,10 @@ def build(
     ``name``: a known model, the path of a GGUF file, or of a folder in Hugging Face format.
     """
     local = Path(name).expanduser()
-    if name in hugging_face.HUB or local.is_dir():
+    if name in hugging_face.HUB or (name not in KNOWN and local.is_dir()):
         return _build_checkpoints(name, variants, calibration_samples, on_progress)
+    if calibration_samples is not None:
+        raise UserError("--calibration-samples has a meaning only for a model in Hugging Face format")
     model = _local(local.resolve()) if name not in KNOWN and local.is_file() else _known(name)
     for variant in variants:
         if variant not in model.possible:
@@ -149,6 +151,8 @@ def _build_checkpoints(
     if model.repositories and known and known.gguf:
         _build_of_hub(known, on_progress)
         model = _published(ref) or model
+    if calibration_samples is not None and not any(scheme.calibrated for scheme in asked):
+        raise UserError(f"--calibration-samples: {', '.join(wanted)} is not calibrated; leave it out")
     requests = [
         quantise.request(model, scheme, limits(), calibration_samples or calibration.SAMPLES) for scheme in asked
     ]
@@ -191,17 +195,17 @@ def list_models(*, verify: bool = False, on_progress: Progress = silent) -> tupl
 
 def _checkpoints(hub: hugging_face.HubModel, file_digest: Callable[[Path], str]) -> Iterator[VariantInfo]:
     """Those that are here. A model that cannot be built is fetched by the engine that serves it."""
-    if not (hugging_face.built_folder(hub, cache_folder()) / CONFIG).is_file():
-        yield VariantInfo(variant=hugging_face.PUBLISHED, state="missing" if hub.gguf else "on the hub")
-        return
     model = hugging_face.of_hub(ModelRef(name=hub.name), hub, cache_folder(), file_digest)
-    published = model.variants[hugging_face.PUBLISHED]
-    yield VariantInfo(
-        variant=hugging_face.PUBLISHED,
-        state="ready",
-        size_bytes=sum(file.stat().st_size for file in published.iterdir()),
-        sha256=model.digests[hugging_face.PUBLISHED],
-    )
+    published = hugging_face.built_folder(hub, cache_folder())
+    if (published / CONFIG).is_file():
+        yield VariantInfo(
+            variant=hugging_face.PUBLISHED,
+            state="ready",
+            size_bytes=sum(file.stat().st_size for file in published.iterdir()),
+            sha256=model.digests[hugging_face.PUBLISHED],
+        )
+    else:
+        yield VariantInfo(variant=hugging_face.PUBLISHED, state="missing" if hub.gguf else "on the hub")
     for scheme in schemes.SCHEMES:
         try:
             made = quantise.check(model, scheme, file_digest)

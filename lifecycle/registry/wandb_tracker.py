@@ -89,7 +89,8 @@ class _Group:
         report = self.study.run / "report.html"
         if report.exists():
             artifact.add_file(str(report))
-        run.log_artifact(artifact, aliases=["candidate"] if winner.outcome != "none_feasible" else [])
+        fit = winner.outcome != "none_feasible" and not self.study.noise
+        run.log_artifact(artifact, aliases=["candidate"] if fit else [])
 
     @contextmanager
     def _run(self, run_id: str, name: str, job_type: str, config: Flat) -> Iterator[Any]:

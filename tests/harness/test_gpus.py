@@ -181,7 +181,8 @@ def _has_gpu():
     return pynvml.nvmlDeviceGetCount() > 0
 
 
-def test_doctor_says_how_to_read_a_gpu_that_is_there(monkeypatch):
+def test_doctor_says_how_to_read_a_gpu_that_is_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("AUTOTUNE_MODELS", str(tmp_path))
     found = fingerprint().model_copy(update={"gpus": ("NVIDIA H100 80GB HBM3",)})
     monkeypatch.setattr("harness.host.fingerprint", lambda: found)
     for library, told in (("absent_pynvml", True), ("pynvml", False)):

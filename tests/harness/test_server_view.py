@@ -78,6 +78,7 @@ def held(root, late_s, seconds=5.0, engine=None):
     return measured, subject.observer.notes
 
 
+@pytest.mark.alone
 def test_on_a_server_that_counts_from_the_arrival_both_agree(tmp_path):
     measured, notes = held(tmp_path, late_s=0.0)
     view = measured.server
@@ -97,6 +98,7 @@ def test_on_a_server_that_counts_from_the_arrival_both_agree(tmp_path):
     assert notes == []
 
 
+@pytest.mark.alone
 def test_what_waits_before_it_is_counted_is_told(tmp_path):
     measured, notes = held(tmp_path, late_s=0.25, seconds=3.0)
     view = measured.server
@@ -172,6 +174,7 @@ class TestComparison:
         assert view.client_e2e_mean_ms == 160
 
 
+@pytest.mark.alone
 def test_an_engine_whose_names_are_not_known_is_not_asked(tmp_path):
     class Silent(Telling):
         server_names = None

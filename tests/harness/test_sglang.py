@@ -7,6 +7,7 @@ data/sglang-0.5.23-flags.json is what the parser of that release's wheel says wh
 import json
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from harness.engines import installed
 from harness.engines.asking import metrics_in
 from harness.engines.base import HostLimits, SaysWhatItRuns
+from harness.engines.environments import interpreter
 from harness.engines.flags import Flag
 from harness.engines.sglang import words
 from harness.engines.sglang.adapter import Sglang
@@ -249,6 +251,29 @@ class TestWords:
         assert engine.disagreements(plan(llama, H100), self.LOG) == ()
 
 
+def test_its_own_kill_after_a_child_failed_is_no_lack_of_memory():
+    log = "RuntimeError: nobody has seen this\nReceived sigquit from a child process. It failed.\n"
+    assert words.classify(log, 137) == "start_failed"
+    assert words.classify("Loading weights\n", 137) == "out_of_memory"
+
+
+def test_a_checkpoint_that_is_not_built_is_left_out_with_the_command_that_builds_it(llama):
+    space = Sglang().knobs(SPEC, llama, H100).narrowed({"variant": ("published", "w8a8-int8")})
+    assert space["variant"].choices == ("published",)
+    assert "autotune models build llama-3.1-8b-instruct --scheme w8a8-int8" in space.notices[0]
+
+
+def test_what_is_quantised_already_is_not_quantised_again(llama):
+    built = replace(llama, variants={**llama.variants, "w8a8-int8": llama.variants["published"]})
+    config = Sglang().knobs(SPEC, built, H100).complete({"variant": "w8a8-int8", "quantization": "fp8"})
+    assert "quantization" not in config.knobs
+
+
+def test_of_a_share_the_fullest_rank_counts():
+    text = 'sglang:token_usage{tp_rank="0"} 0.8\nsglang:token_usage{tp_rank="1"} 0.7\n'
+    assert metrics_in(text, "sglang:") == {"token_usage": 0.8}
+
+
 def test_metrics_are_summed_over_ranks_by_short_name():
     text = (
         "# TYPE sglang:num_running_reqs gauge\n"
@@ -260,7 +285,15 @@ def test_metrics_are_summed_over_ranks_by_short_name():
     assert metrics_in(text, "sglang:") == {"num_running_reqs": 5.0, "prompt_tokens_total": 1500.0}
 
 
+def needs_sglang():
+    if not limits().gpu_memory_bytes:
+        pytest.skip("SGLang needs a CUDA device and there is none")
+    if interpreter("sglang") is None:
+        pytest.skip("SGLang is not installed: autotune engines install sglang")
+
+
 @pytest.mark.gpu
+@pytest.mark.timeout(1200)
 class TestOnAGpu(engine_suite.EngineSuite):
     """The contract, on a real SGLang: `autotune engines install sglang` first."""
 
@@ -270,11 +303,9 @@ class TestOnAGpu(engine_suite.EngineSuite):
     @pytest.fixture(scope="class")
     @classmethod
     def model(cls):
-        if not limits().gpu_memory_bytes:
-            pytest.skip("SGLang needs a CUDA device and there is none")
+        needs_sglang()
         return resolve(ModelRef(name="smollm2-135m-instruct-hf", context_tokens=512), build=True)
 
     def test_it_has_a_name_and_a_version(self):
-        if not limits().gpu_memory_bytes:
-            pytest.skip("SGLang needs a CUDA device and there is none")
+        needs_sglang()
         super().test_it_has_a_name_and_a_version()

@@ -278,6 +278,7 @@ def test_a_folder_that_is_not_a_study_is_refused(tmp_path):
         MlflowTracker().mirror(tmp_path)
 
 
+@pytest.mark.alone
 def test_an_unreachable_server_fails_fast_and_says_how_to_catch_up(finished_study, free_port):
     run = finished_study()
     started = time.monotonic()
@@ -288,6 +289,7 @@ def test_an_unreachable_server_fails_fast_and_says_how_to_catch_up(finished_stud
     assert refused.value.exit_code == 3
 
 
+@pytest.mark.alone
 def test_a_server_that_never_answers_fails_within_seconds(finished_study):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         started = time.monotonic()
@@ -296,6 +298,7 @@ def test_a_server_that_never_answers_fails_within_seconds(finished_study):
         assert time.monotonic() - started < 10
 
 
+@pytest.mark.alone
 def test_a_damaged_database_fails_fast(finished_study):
     run = finished_study()
     (run.parent / "mlflow.db").write_text("not a database" * 100)
@@ -305,6 +308,7 @@ def test_a_damaged_database_fails_fast(finished_study):
     assert time.monotonic() - started < 5
 
 
+@pytest.mark.alone
 def test_a_kill_while_the_database_is_made_leaves_none_behind(finished_study, fresh_database):
     run = finished_study()
     script = (
@@ -401,6 +405,7 @@ def wait_until_healthy(url, server, log):
     pytest.fail(log.read_text())
 
 
+@pytest.mark.alone
 def test_a_server_that_was_down_is_caught_up_with(finished_study, free_port, start_server, monkeypatch):
     run = finished_study()
     uri = f"http://127.0.0.1:{free_port}"

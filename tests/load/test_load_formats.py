@@ -316,6 +316,7 @@ def test_events_that_are_broken_inside_their_text_are_not_taken_for_text():
         assert reader.read(payload) == read_event(payload)
 
 
+@pytest.mark.alone
 def test_a_timer_expires_at_its_instant_and_not_before():
     timer = TimerFd()
     at_ns = time.monotonic_ns() + 30_000_000

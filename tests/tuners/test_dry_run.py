@@ -83,3 +83,12 @@ def test_a_simulated_study_is_planned_too():
     assert done.exit_code == 0
     parts = {part["name"]: part for part in json.loads(done.stdout)["parts"]}
     assert parts["the control arm"]["launches"] > 0
+
+
+def test_a_server_without_knobs_is_not_promised_a_study(tmp_path):
+    (tmp_path / "theirs.yaml").write_text(
+        "name: theirs\nmodel: {served_as: m}\nengine: {name: attached, base_url: 'http://127.0.0.1:9/v1'}\n"
+        "workload: {prompt_tokens: {mean: 8}, output_tokens: {mean: 8}}\nslo: {ttft: {target_ms: 100}}\n"
+    )
+    with pytest.raises(UserError, match="nothing to tune; use `autotune bench`"):
+        tune("theirs.yaml", "--dry-run")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from harness.engines.base import HostLimits, ResolvedModel
 from harness.engines.flags import Said
+from harness.engines.hugging_face import unbuilt
 from harness.engines.memory import AUTO
 from harness.models.hf_shape import HfShape
 from scenarios.space import Knob, SearchSpace, Value
@@ -66,7 +67,7 @@ SAID_IN_LOG = (  # by the names of SGLang's own arguments, which its log tells a
 
 def space(engine: str, model: ResolvedModel, shape: HfShape, host: HostLimits) -> SearchSpace:
     knobs = (*_precision(model, shape), *_memory(), *_speculation(), *_batching(), *_compute(), *_gpus(shape, host))
-    return SearchSpace(engine, knobs)
+    return SearchSpace(engine, knobs, unbuilt(model))
 
 
 def _precision(model: ResolvedModel, shape: HfShape) -> Iterator[Knob]:
@@ -94,6 +95,7 @@ def _precision(model: ResolvedModel, shape: HfShape) -> Iterator[Knob]:
             "precision",
             "Quantise the weights while they are loaded.",
             affects_output=True,
+            when=("variant", (model.reference_variant,)),  # the others are quantised already
         )
     yield Knob(
         "kv_cache_dtype",

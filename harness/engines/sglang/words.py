@@ -40,6 +40,7 @@ REASONS: words.Reasons = (
     ),
 )
 # SGLang prints no levels: only a line that speaks of an error is a reason.
+CHILD_FAILED = re.compile(r"Received sigquit from a child process|^Traceback", re.MULTILINE)
 NO_REASON = re.compile(r"server_args=|^(?!.*(Error|ERROR|Exception|error:|out of memory))")
 ARGUMENTS_LINE = re.compile(r"server_args=(?:ServerArgs\()?(?P<all>.*)")
 ROOM_LINE = re.compile(
@@ -61,7 +62,9 @@ FIELDS = (
 
 
 def classify(log: str, exit_code: int | None) -> FailureClass | None:
-    return words.classify(log, exit_code, REASONS, NO_REASON)
+    """It kills itself where a child of it fails: its exit status then says nothing of memory."""
+    told = None if CHILD_FAILED.search(log) else exit_code
+    return words.classify(log, told, REASONS, NO_REASON)
 
 
 def resolved(log: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 
 from harness.engines.base import HostLimits, ResolvedModel
+from harness.engines.hugging_face import unbuilt
 from harness.engines.memory import AUTO, GIB
 from harness.models.hf_shape import HfShape
 from scenarios.space import Knob, SearchSpace, Value
@@ -64,8 +65,7 @@ def space(engine: str, model: ResolvedModel, shape: HfShape, host: HostLimits, *
         *_speculation(method),
         *_parallel(shape, host),
     )
-    unbuilt = tuple(("variant", name, why) for name, why in model.unbuilt.items())
-    offered = SearchSpace(engine, all_of_it, unbuilt)
+    offered = SearchSpace(engine, all_of_it, unbuilt(model))
     return offered.without(_not_with_dummies) if model.ref.weights == "dummy" else offered
 
 
