@@ -1,4 +1,4 @@
-"""800 random configurations through every format and back, and what each refuses."""
+"""500 random configurations and 100 of hazardous words through every format and back, and what each refuses."""
 
 from collections import Counter
 
@@ -31,19 +31,19 @@ def through_every_format(deployments):
 
 
 def test_llama_cpp(llama_deployments):
-    carried = through_every_format(llama_deployments(300, 11))
-    assert carried == dict.fromkeys(("winner", "shell", "systemd", "compose", "k8s", "llamacpp"), 300)
+    carried = through_every_format(llama_deployments(250, 11))
+    assert carried == dict.fromkeys(("winner", "shell", "systemd", "compose", "k8s", "llamacpp"), 250)
 
 
 def test_vllm(vllm_deployments):
-    carried = through_every_format(vllm_deployments(300, 13))
+    carried = through_every_format(vllm_deployments(250, 13))
     all_but_one = [name for name in plugins.names("exporters") if name != "llamacpp"]
-    assert carried == dict.fromkeys(all_but_one, 300)
+    assert carried == dict.fromkeys(all_but_one, 250)
 
 
 def test_words_that_break_quoting(hazardous):
-    carried = through_every_format(hazardous(200, 12))
-    always = dict.fromkeys(("winner", "shell", "systemd", "compose", "k8s", "production-stack", "vllm"), 200)
+    carried = through_every_format(hazardous(100, 12))
+    always = dict.fromkeys(("winner", "shell", "systemd", "compose", "k8s", "production-stack", "vllm"), 100)
     assert {name: n for name, n in carried.items() if name in always} == always
-    assert carried["kserve"] > 100
-    assert carried["argo-analysis"] > 150
+    assert carried["kserve"] > 50
+    assert carried["argo-analysis"] > 75
