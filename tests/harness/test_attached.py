@@ -119,7 +119,7 @@ def test_of_a_server_that_offers_everything_nothing_is_said(server):
         ("stream", "streaming: answers come whole; nothing can be said of TTFT and TPOT"),
         ("ignore_eos", "exact lengths: ignore_eos is refused (HTTP 400); answers end where the model ends them"),
         ("tokenize", "tokenizer: nothing at /tokenize; prompt lengths are estimates"),
-        ("metrics", "metrics: nothing at /metrics; queue, cache and preemptions of the server are not shown"),
+        ("metrics", "metrics: nothing at /metrics; its counters are not kept"),
         ("completions", "completions: prompts are refused; workload.api must be chat"),
         ("chat", "chat: chats are refused; workload.api must be completions"),
     ],

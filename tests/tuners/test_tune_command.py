@@ -48,11 +48,12 @@ def test_from_is_relative_to_where_the_command_is_given(asked, tmp_path, monkeyp
 
 def test_a_preset_may_have_values_that_the_scenario_left_out(tmp_path):
     engine = SimpleNamespace(presets={"throughput": {"slots": 8}})
-    subject = SimpleNamespace(scenario=scenario(), engine=engine, space=lambda: SPACE, root=tmp_path)
-    narrowed = SPACE.narrowed({"slots": (1, 2)})
-    study = command._study(subject, narrowed, Silent(), Asked("law.yaml", "autotune tune law"))
+    asked = scenario()
+    asked = asked.model_copy(update={"search": asked.search.model_copy(update={"knobs": {"slots": (1, 2)}})})
+    subject = SimpleNamespace(scenario=asked, engine=engine, space=lambda: SPACE, root=tmp_path)
+    study = command._study(subject, Silent(), Asked("law.yaml", "autotune tune law"))
     assert study.presets == {"throughput": SPACE.complete({"slots": 8})}
-    assert study.space == narrowed
+    assert study.space == SPACE.narrowed({"slots": (1, 2)})
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""1,400 random configurations through every format and back, and what each refuses."""
+"""700 random configurations through every format and back, and what each refuses."""
 
 from collections import Counter
 
@@ -32,27 +32,27 @@ def through_every_format(deployments):
 
 
 def test_llama_cpp(llama_deployments):
-    carried = through_every_format(llama_deployments(300, 11))
-    assert carried == dict.fromkeys((*EVERYWHERE, "llamacpp"), 300)
+    carried = through_every_format(llama_deployments(150, 11))
+    assert carried == dict.fromkeys((*EVERYWHERE, "llamacpp"), 150)
 
 
 def test_vllm(vllm_deployments):
-    carried = through_every_format(vllm_deployments(300, 13))
+    carried = through_every_format(vllm_deployments(150, 13))
     others = {"llamacpp", "sglang", "tgi"}
-    assert carried == dict.fromkeys(set(plugins.names("exporters")) - others, 300)
+    assert carried == dict.fromkeys(set(plugins.names("exporters")) - others, 150)
 
 
 def test_sglang(sglang_deployments):
-    assert through_every_format(sglang_deployments(300, 14)) == dict.fromkeys((*EVERYWHERE, "sglang"), 300)
+    assert through_every_format(sglang_deployments(150, 14)) == dict.fromkeys((*EVERYWHERE, "sglang"), 150)
 
 
 def test_tgi(tgi_deployments):
-    assert through_every_format(tgi_deployments(300, 15)) == dict.fromkeys((*EVERYWHERE, "tgi"), 300)
+    assert through_every_format(tgi_deployments(150, 15)) == dict.fromkeys((*EVERYWHERE, "tgi"), 150)
 
 
 def test_words_that_break_quoting(hazardous):
-    carried = through_every_format(hazardous(200, 12))
-    always = dict.fromkeys((*EVERYWHERE, "production-stack", "vllm"), 200)
+    carried = through_every_format(hazardous(100, 12))
+    always = dict.fromkeys((*EVERYWHERE, "production-stack", "vllm"), 100)
     assert {name: n for name, n in carried.items() if name in always} == always
-    assert carried["kserve"] > 100
-    assert carried["argo-analysis"] > 150
+    assert carried["kserve"] > 50
+    assert carried["argo-analysis"] > 75
