@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup quickstart test test-engines check fmt docs bench bench-load bench-aa bench-vllm bench-capacity bench-search bench-simulated calibrate lock clean help
+.PHONY: setup quickstart test coverage test-engines check fmt docs bench bench-load bench-aa bench-vllm bench-capacity bench-search bench-simulated calibrate lock clean help
 
 help:            ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -29,8 +29,13 @@ quickstart: $(VENV)/run.stamp  ## tune a small real model on this machine and wr
 ALONE := engine or e2e or browser or gpu or alone
 test: $(VENV)/dev.stamp  ## all tests: on every core, then those that need the machine for themselves
 	@$(BIN)/autotune models fetch smollm2-135m-instruct
-	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n logical --dist worksteal -m "not (vllm or $(ALONE))" --cov --cov-report=
-	$(BIN)/pytest -m "not vllm and ($(ALONE))" --cov --cov-append --cov-report=
+	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n logical --dist worksteal -m "not (vllm or $(ALONE))"
+	$(BIN)/pytest -m "not vllm and ($(ALONE))"
+
+coverage: $(VENV)/dev.stamp  ## all tests, and which lines they reach: slower
+	$(BIN)/coverage erase
+	PYTEST_ADDOPTS="--cov --cov-append --cov-report=" $(MAKE) test
+	$(BIN)/coverage report
 
 test-engines: $(VENV)/dev.stamp  ## tests on a real vLLM, installed into an environment of its own
 	@$(BIN)/autotune models fetch smollm2-135m-instruct
