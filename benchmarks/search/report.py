@@ -106,17 +106,27 @@ def _row(pair: tuple[str, str], courses: Sequence[Course], hours: float, against
     )
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """Tables and targets."""
+def of_ablated_seeds(courses: Courses) -> dict[str, Course]:
+    """Of every arm what met the same traffic as the ablations."""
+
+    def place(name: str) -> Pair:
+        world, _, seed = name.split("/")
+        return world, seed
+
+    ablated = {place(name) for name in courses if name.split("/")[1] in ABLATIONS}
+    return {name: course for name, course in courses.items() if place(name) in ablated}
+
+
+def markdown(rows: Sequence[Row], same_seeds: Sequence[Row] = ()) -> str:
+    """Tables and targets. ``same_seeds``: of the seeds on which there are ablations."""
     parts = ["# The search against its controls, simulated", INTRODUCTION]
     for world in dict.fromkeys(r.world for r in rows):
         own = [r for r in rows if r.world == world and r.arm in ARMS]
         kind = "simulated" if world in NAMES else "recorded: a real engine, measured once and replayed"
         parts.append(f"## {world} ({kind}), {own[0].hours:g} h" if own else f"## {world}")
         parts.append(_table(own))
-    ablated = [r for r in rows if r.arm in ABLATIONS]
-    if ablated:
-        parts += ["## Ablations: what each ingredient is worth", _ablations(rows)]
+    if same_seeds:
+        parts += ["## Ablations: what each ingredient is worth", _ablations(same_seeds)]
     parts += ["## Targets", "\n".join(f"- {line}" for line in targets(rows))]
     return "\n\n".join(parts) + "\n"
 
@@ -163,8 +173,10 @@ def _hours(interval: Interval, budget: float) -> str:
 
 def _ablations(rows: Sequence[Row]) -> str:
     worlds = list(dict.fromkeys(r.world for r in rows))
+    seeds = max(r.seeds for r in rows if r.arm in ABLATIONS)
     lines = [
         "Median regret at a quarter, at half and at the end of the wall-clock; hours to within 5 %.",
+        f"All arms on the same {seeds} seeds.",
         "",
         "| arm | " + " | ".join(worlds) + " |",
         "|---|" + "---|" * len(worlds),

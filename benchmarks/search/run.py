@@ -183,9 +183,10 @@ def main() -> int:
     courses = {k: read_course(v) for k, v in done.items()}
     hours = hours if asked.quick else {n: h for n, h in ALL_HOURS.items() if any(k.startswith(f"{n}/") for k in done)}
     told = report.summarise(courses, hours)
-    print(report.markdown(told))
+    text = report.markdown(told, report.summarise(report.of_ablated_seeds(courses), hours))
+    print(text)
     if not asked.quick:
-        (RESULTS / "search.md").write_text(report.markdown(told), encoding="utf-8")
+        (RESULTS / "search.md").write_text(text, encoding="utf-8")
         (RESULTS / "search.svg").write_text(report.drawn(courses, hours), encoding="utf-8")
     return 0
 
