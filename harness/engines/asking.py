@@ -27,6 +27,12 @@ def tokens(endpoint: Endpoint, body: Mapping[str, Any], engine: str) -> list[int
     return found
 
 
+def tokens_of_prompt(endpoint: Endpoint, text: str, engine: str) -> list[int]:
+    """As vLLM and SGLang are asked: without what they put before every prompt."""
+    body = {"model": endpoint.served_model, "prompt": text, "add_special_tokens": False}
+    return tokens(endpoint, body, engine)
+
+
 def covering(said: Sequence[Mapping[str, Any]]) -> list[int]:
     """Ids of TGI's tokens that stand for some of the text; of all where its tokenizer does not say which do."""
     some = [token["id"] for token in said if token["stop"] > token["start"]]

@@ -10,13 +10,12 @@ from collections.abc import Iterator, Mapping
 
 import httpx
 
-from harness.engines import asking, memory, words
+from harness.engines import asking, hugging_face, memory, words
 from harness.engines.base import Endpoint, HostLimits, LaunchPlan, ResolvedModel
 from harness.engines.flags import Said
-from harness.engines.hugging_face import OFFLINE, TEMPLATE_ROOM_TOKENS, folder_of, unbuilt
 from harness.engines.memory import AUTO
 from harness.errors import ConfigurationImpossible, EngineCrashed, EngineNotInstalled, FailureClass
-from harness.models.hf_shape import HfShape, shape
+from harness.models.hf_shape import HfShape
 from scenarios.space import Knob, SearchSpace, ServingConfig, Value
 from scenarios.spec import EngineSpec
 
@@ -88,25 +87,22 @@ class Tgi:
         return f"tgi {said.stdout.strip().split()[-1] if said.stdout.strip() else 'of unknown version'}"
 
     def knobs(self, spec: EngineSpec, model: ResolvedModel, host: HostLimits) -> SearchSpace:  # noqa: ARG002 - the contract's shape
-        about = shape(folder_of(model, model.reference_variant))
+        about = hugging_face.checkpoint(model, model.reference_variant).shape
         offered = (*_precision(model, about), *_memory(), *_batching(), *_compute(about, host))
-        return SearchSpace(self.name, offered, unbuilt(model))
+        return SearchSpace(self.name, offered, hugging_face.unbuilt(model))
 
     def plan(self, spec: EngineSpec, model: ResolvedModel, config: ServingConfig, host: HostLimits) -> LaunchPlan:  # noqa: ARG002 - the contract's shape
         k = config.knobs
-        variant = str(k["variant"])
-        folder = folder_of(model, variant)
-        about = shape(folder)
-        longest = min(about.context_tokens, model.ref.context_tokens + TEMPLATE_ROOM_TOKENS)
+        loaded = hugging_face.checkpoint(model, str(k["variant"]))
+        longest = loaded.longest_tokens
         _check(k, longest)
         prefill = USUAL_PREFILL_TOKENS if k["max_batch_prefill_tokens"] == AUTO else k["max_batch_prefill_tokens"]
         by_vllms_names = {**k, "max_num_batched_tokens": prefill, "max_num_seqs": k["max_batch_size"]}
         budget = memory.Budget(self.name, WIGGLE_ROOM * float(k["cuda_memory_fraction"]), "cuda_memory_fraction")
-        planned = memory.on_gpus(about, by_vllms_names, host, longest, budget)
-        repository = model.repositories.get(variant)
+        planned = memory.on_gpus(loaded.shape, by_vllms_names, host, longest, budget)
         said: list[Said] = [
-            ("--model-id", repository[0] if repository else str(folder)),
-            *([("--revision", repository[1])] if repository else []),
+            ("--model-id", loaded.source),
+            *loaded.revision_flag,
             ("--hostname", "127.0.0.1"),
             ("--port", "{port}"),
             ("--num-shard", str(k.get("tensor_parallel", 1))),  # its default is every GPU that there is
@@ -120,7 +116,7 @@ class Tgi:
             config=config,
             argv=argv,
             deploy_argv=argv,
-            env={**({} if repository else OFFLINE), **_environment(k), **config.env},
+            env={**loaded.env, **_environment(k), **config.env},
             base_url="http://127.0.0.1:{port}/v1",
             served_model=BASE_MODEL,
             health_path="/health",
@@ -149,24 +145,9 @@ class Tgi:
 
 
 def _precision(model: ResolvedModel, about: HfShape) -> Iterator[Knob]:
-    yield Knob(
-        "variant",
-        tuple(model.variants),
-        model.reference_variant,
-        "precision",
-        "Checkpoint that is loaded.",
-        affects_output=True,
-    )
+    yield hugging_face.variant(model)
     if about.quantized is None:
-        yield Knob(
-            "quantization",
-            ("none", "eetq", "fp8", "bitsandbytes-nf4"),
-            "none",
-            "precision",
-            "Quantise the weights while they are loaded.",
-            affects_output=True,
-            when=("variant", (model.reference_variant,)),  # the others are quantised already
-        )
+        yield hugging_face.quantization(model, ("eetq", "fp8", "bitsandbytes-nf4"))
     yield Knob(
         "dtype",
         (AUTO, "float16", "bfloat16"),

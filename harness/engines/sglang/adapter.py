@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from harness.engines import asking, installed, memory
 from harness.engines.base import Endpoint, HostLimits, LaunchPlan, ResolvedModel, ServerNames
 from harness.engines.flags import Flag, Said, older_name, spelled, unknown
-from harness.engines.hugging_face import OFFLINE, TEMPLATE_ROOM_TOKENS, folder_of
+from harness.engines.hugging_face import checkpoint
 from harness.engines.memory import AUTO, GIB
 from harness.engines.sglang import knobs, words
 from harness.engines.sglang.package import SGLANG
 from harness.errors import ConfigurationImpossible, FailureClass
-from harness.models.hf_shape import shape
 from scenarios.space import SearchSpace, ServingConfig, Value
 from scenarios.spec import EngineSpec
 
@@ -48,7 +47,7 @@ class Sglang:
         return f"sglang {installed.versions(SGLANG, python)['sglang']}"
 
     def knobs(self, spec: EngineSpec, model: ResolvedModel, host: HostLimits) -> SearchSpace:
-        offered = knobs.space(self.name, model, shape(folder_of(model, model.reference_variant)), host)
+        offered = knobs.space(self.name, model, checkpoint(model, model.reference_variant).shape, host)
         _, known = installed.known_flags(SGLANG, self.name, spec.python)
         if known is None:
             return offered
@@ -58,21 +57,17 @@ class Sglang:
 
     def plan(self, spec: EngineSpec, model: ResolvedModel, config: ServingConfig, host: HostLimits) -> LaunchPlan:
         k = config.knobs
-        variant = str(k["variant"])
-        folder = folder_of(model, variant)
-        about = shape(folder)
-        longest = min(about.context_tokens, model.ref.context_tokens + TEMPLATE_ROOM_TOKENS)
+        loaded = checkpoint(model, str(k["variant"]))
         _check(k, model.label)
         python, known = installed.known_flags(SGLANG, self.name, spec.python)
-        planned = memory.on_gpus(about, _by_vllms_names(k, host), host, longest, _budget(k, host))
-        repository = model.repositories.get(variant)
+        planned = memory.on_gpus(loaded.shape, _by_vllms_names(k, host), host, loaded.longest_tokens, _budget(k, host))
         wanted: list[Said] = [
-            ("--model-path", repository[0] if repository else str(folder)),
-            *([("--revision", repository[1])] if repository else []),
+            ("--model-path", loaded.source),
+            *loaded.revision_flag,
             ("--served-model-name", model.label),
             ("--host", "127.0.0.1"),
             ("--port", "{port}"),
-            ("--context-length", str(longest)),
+            ("--context-length", str(loaded.longest_tokens)),
             ("--enable-metrics", None),
             ("--log-level-http", "warning"),  # a line for every request costs its time
             *knobs.flags(k),
@@ -82,7 +77,7 @@ class Sglang:
             config=config,
             argv=(python or "python", "-m", "sglang.launch_server", *argv),
             deploy_argv=("sglang", "serve", *argv),
-            env={**({} if repository else OFFLINE), **config.env},
+            env={**loaded.env, **config.env},
             base_url="http://127.0.0.1:{port}/v1",
             served_model=model.label,
             health_path="/health",
@@ -100,8 +95,7 @@ class Sglang:
         return tuple(words.disagreements(knobs.asked_of_log(plan.config.knobs), log))
 
     def tokenize(self, endpoint: Endpoint, text: str) -> list[int] | None:
-        body = {"model": endpoint.served_model, "prompt": text, "add_special_tokens": False}
-        return asking.tokens(endpoint, body, self.name)
+        return asking.tokens_of_prompt(endpoint, text, self.name)
 
     def metrics(self, endpoint: Endpoint) -> dict[str, float]:
         """Sums over ranks and engines, by name without the prefix."""

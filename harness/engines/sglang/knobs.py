@@ -5,9 +5,9 @@
 
 from collections.abc import Iterator, Mapping
 
+from harness.engines import hugging_face
 from harness.engines.base import HostLimits, ResolvedModel
 from harness.engines.flags import Said
-from harness.engines.hugging_face import unbuilt
 from harness.engines.memory import AUTO
 from harness.models.hf_shape import HfShape
 from scenarios.space import Knob, SearchSpace, Value
@@ -66,19 +66,19 @@ SAID_IN_LOG = (  # by the names of SGLang's own arguments, which its log tells a
 
 
 def space(engine: str, model: ResolvedModel, shape: HfShape, host: HostLimits) -> SearchSpace:
-    knobs = (*_precision(model, shape), *_memory(), *_speculation(), *_batching(), *_compute(), *_gpus(shape, host))
-    return SearchSpace(engine, knobs, unbuilt(model))
+    knobs = (
+        *_precision(model, shape),
+        *_memory(),
+        *_speculation(),
+        *_batching(),
+        *_compute(),
+        *hugging_face.parallel(shape, host),
+    )
+    return SearchSpace(engine, knobs, hugging_face.unbuilt(model))
 
 
 def _precision(model: ResolvedModel, shape: HfShape) -> Iterator[Knob]:
-    yield Knob(
-        "variant",
-        tuple(model.variants),
-        model.reference_variant,
-        "precision",
-        "Checkpoint that is loaded.",
-        affects_output=True,
-    )
+    yield hugging_face.variant(model)
     yield Knob(
         "dtype",
         (AUTO, "bfloat16", "float16"),
@@ -88,15 +88,7 @@ def _precision(model: ResolvedModel, shape: HfShape) -> Iterator[Knob]:
         affects_output=True,
     )
     if shape.quantized is None:
-        yield Knob(
-            "quantization",
-            ("none", "fp8"),
-            "none",
-            "precision",
-            "Quantise the weights while they are loaded.",
-            affects_output=True,
-            when=("variant", (model.reference_variant,)),  # the others are quantised already
-        )
+        yield hugging_face.quantization(model, ("fp8",))
     yield Knob(
         "kv_cache_dtype",
         (AUTO, "fp8_e4m3", "fp8_e5m2"),
@@ -224,14 +216,6 @@ def _speculation() -> Iterator[Knob]:
         "Continuations that are drafted side by side.",
         when=("speculation", ("ngram",)),
     )
-
-
-def _gpus(shape: HfShape, host: HostLimits) -> Iterator[Knob]:
-    gpus = tuple(n for n in (1, 2, 4, 8, 16) if n <= len(host.gpu_memory_bytes))
-    if len(gpus) > 1:
-        split = tuple(n for n in gpus if shape.attention_heads % n == 0)
-        yield Knob("tensor_parallel", split, 1, "compute", "GPUs that share one copy of the model.")
-        yield Knob("data_parallel", gpus, 1, "compute", "Copies of the model, each on GPUs of its own.")
 
 
 def flags(k: Mapping[str, Value]) -> Iterator[Said]:

@@ -9,11 +9,11 @@ from dataclasses import replace
 from harness.engines import asking, installed, memory
 from harness.engines.base import Endpoint, HostLimits, LaunchPlan, ResolvedModel, ServerNames
 from harness.engines.flags import Flag, spelled, unknown
-from harness.engines.hugging_face import OFFLINE, TEMPLATE_ROOM_TOKENS, folder_of
+from harness.engines.hugging_face import OFFLINE, checkpoint
 from harness.engines.vllm import knobs, words
 from harness.engines.vllm.package import VLLM
 from harness.errors import ConfigurationImpossible, FailureClass
-from harness.models.hf_shape import HfShape, shape
+from harness.models.hf_shape import HfShape
 from scenarios.errors import UserError
 from scenarios.space import SearchSpace, ServingConfig, Value
 from scenarios.spec import EngineSpec
@@ -49,7 +49,7 @@ class Vllm:
         return f"{name} {found[name]}"
 
     def knobs(self, spec: EngineSpec, model: ResolvedModel, host: HostLimits) -> SearchSpace:
-        about = shape(folder_of(model, model.reference_variant))
+        about = checkpoint(model, model.reference_variant).shape
         _draft(model, about)
         offered = knobs.space(self.name, model, about, host, cuda=self.cuda)
         _, known = self._known(spec)
@@ -60,9 +60,8 @@ class Vllm:
     def plan(self, spec: EngineSpec, model: ResolvedModel, config: ServingConfig, host: HostLimits) -> LaunchPlan:
         k = config.knobs
         variant = str(k["variant"])
-        folder = folder_of(model, variant)
-        about = shape(folder)
-        longest = min(about.context_tokens, model.ref.context_tokens + TEMPLATE_ROOM_TOKENS)
+        loaded = checkpoint(model, variant)
+        about, longest = loaded.shape, loaded.longest_tokens
         _check(k, longest)
         if about.quantized == "gptq" and k["dtype"] == "float32":
             raise ConfigurationImpossible(
@@ -77,7 +76,6 @@ class Vllm:
             if self.cuda
             else memory.on_cpu(about, k, host, longest)
         )
-        repository = model.repositories.get(variant)
         draft = _source(model.draft) if drafting and model.draft else {}
         wanted: list[tuple[str, str | None]] = [
             ("--served-model-name", model.label),
@@ -85,19 +83,19 @@ class Vllm:
             ("--port", "{port}"),
             ("--max-model-len", str(longest)),
             ("--no-enable-log-requests", None),
-            *([("--revision", repository[1])] if repository else []),
+            *loaded.revision_flag,
             *([("--load-format", "dummy")] if model.ref.weights == "dummy" else []),
             *knobs.flags(k, draft),
         ]
         given, notices = spelled(wanted, known, VLLM.title, RENAMED)
-        argv = ["serve", repository[0] if repository else str(folder), *given]
+        argv = ["serve", loaded.source, *given]
         return LaunchPlan(
             config=config,
             argv=(python or "python", "-m", "vllm.entrypoints.cli.main", *argv),
             deploy_argv=("vllm", *argv),
             env={
                 **NO_TELEMETRY,
-                **({} if repository or "revision" in draft else OFFLINE),
+                **({} if loaded.revision or "revision" in draft else OFFLINE),
                 **knobs.environment(k),
                 **config.env,
             },
@@ -118,8 +116,7 @@ class Vllm:
         return tuple(words.disagreements(knobs.asked_of_log(plan.config.knobs), log))
 
     def tokenize(self, endpoint: Endpoint, text: str) -> list[int] | None:
-        body = {"model": endpoint.served_model, "prompt": text, "add_special_tokens": False}
-        return asking.tokens(endpoint, body, self.name)
+        return asking.tokens_of_prompt(endpoint, text, self.name)
 
     def metrics(self, endpoint: Endpoint) -> dict[str, float]:
         """Sums over the engines of a data-parallel server, by name without the prefix."""
@@ -145,11 +142,8 @@ def _budget(engine: str, k: Mapping[str, Value], known: Mapping[str, Flag] | Non
 
 def _source(model: ResolvedModel) -> dict[str, str]:
     """Where vLLM finds a model, by the names of its speculative configuration."""
-    variant = model.reference_variant
-    if variant in model.repositories:
-        repository, revision = model.repositories[variant]
-        return {"model": repository, "revision": revision}
-    return {"model": str(folder_of(model, variant))}
+    loaded = checkpoint(model, model.reference_variant)
+    return {"model": loaded.source, **({"revision": loaded.revision} if loaded.revision else {})}
 
 
 def _draft(model: ResolvedModel, about: HfShape) -> HfShape | None:
@@ -163,7 +157,7 @@ def _draft(model: ResolvedModel, about: HfShape) -> HfShape | None:
                 "weights, or another method, is needed"
             )
         return replace(about, layers=about.mtp_layers, weight_bytes=0)  # they are among the model's own weights
-    found = shape(folder_of(model.draft, model.draft.reference_variant))
+    found = checkpoint(model.draft, model.draft.reference_variant).shape
     if asked.method == "draft_model" and found.vocabulary != about.vocabulary:
         raise UserError(
             f"model.draft: {model.draft.label} must have the {about.vocabulary:,} tokens of {model.label}, "

@@ -6,8 +6,8 @@
 import json
 from collections.abc import Iterator, Mapping
 
+from harness.engines import hugging_face
 from harness.engines.base import HostLimits, ResolvedModel
-from harness.engines.hugging_face import unbuilt
 from harness.engines.memory import AUTO, GIB
 from harness.models.hf_shape import HfShape
 from scenarios.space import Knob, SearchSpace, Value
@@ -63,9 +63,9 @@ def space(engine: str, model: ResolvedModel, shape: HfShape, host: HostLimits, *
         *_memory(host, cuda=cuda),
         *_work(cuda=cuda),
         *_speculation(method),
-        *_parallel(shape, host),
+        *hugging_face.parallel(shape, host, recompiles=True),
     )
-    offered = SearchSpace(engine, all_of_it, unbuilt(model))
+    offered = SearchSpace(engine, all_of_it, hugging_face.unbuilt(model))
     return offered.without(_not_with_dummies) if model.ref.weights == "dummy" else offered
 
 
@@ -76,15 +76,7 @@ def _not_with_dummies(knob: Knob, value: Value) -> str | None:
 
 
 def _precision(model: ResolvedModel, shape: HfShape, *, cuda: bool) -> Iterator[Knob]:
-    yield Knob(
-        "variant",
-        tuple(model.variants),
-        model.reference_variant,
-        "precision",
-        "Checkpoint that is loaded.",
-        affects_output=True,
-        recompiles=True,
-    )
+    yield hugging_face.variant(model, recompiles=True)
     yield Knob(
         "dtype",
         (AUTO, "bfloat16", "float16" if cuda else "float32"),
@@ -95,16 +87,7 @@ def _precision(model: ResolvedModel, shape: HfShape, *, cuda: bool) -> Iterator[
         recompiles=True,
     )
     if cuda and shape.quantized is None:
-        yield Knob(
-            "quantization",
-            ("none", "fp8", "bitsandbytes"),
-            "none",
-            "precision",
-            "Quantise the weights while they are loaded.",
-            affects_output=True,
-            when=("variant", (model.reference_variant,)),  # the others are quantised already
-            recompiles=True,
-        )
+        yield hugging_face.quantization(model, ("fp8", "bitsandbytes"), recompiles=True)
     yield Knob(
         "kv_cache_dtype",
         (AUTO, "fp8"),
@@ -195,14 +178,6 @@ def _work(*, cuda: bool) -> Iterator[Knob]:
         recompiles=True,
         repair=True,
     )
-
-
-def _parallel(shape: HfShape, host: HostLimits) -> Iterator[Knob]:
-    gpus = [n for n in (1, 2, 4, 8, 16) if n <= len(host.gpu_memory_bytes)]
-    if len(gpus) > 1:
-        split = tuple(n for n in gpus if shape.attention_heads % n == 0)
-        yield Knob("tensor_parallel", split, 1, "compute", "GPUs that share one copy of the model.", recompiles=True)
-        yield Knob("data_parallel", tuple(gpus), 1, "compute", "Copies of the model, each on GPUs of its own.")
 
 
 def _speculation(method: str | None) -> Iterator[Knob]:
