@@ -51,7 +51,7 @@ def metrics_text(endpoint: Endpoint) -> str:
 
 
 def metrics(endpoint: Endpoint, prefix: str) -> dict[str, float]:
-    """Sums over labels, by name without ``prefix``; histograms as their sums and counts."""
+    """Sums over labels, by name without ``prefix``, a pattern; histograms as their sums and counts."""
     return metrics_in(metrics_text(endpoint), prefix)
 
 

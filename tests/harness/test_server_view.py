@@ -18,7 +18,7 @@ from scenarios.space import ServingConfig
 from scenarios.spec import Scenario
 from scenarios.words import Words, candidates
 
-ENGINE = Path(__file__).with_name("telling_engine.py")
+ENGINE = Path(__file__).with_name("streaming_engine.py")
 RATE_RPS = 30.0
 SCENARIO = Scenario.model_validate(
     {

@@ -6,14 +6,14 @@ its own (server.py). What is printed from it says *simulated*.
 
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 
 from harness.engines import asking
-from harness.engines.base import Endpoint, HostLimits, LaunchPlan, ResolvedModel, ServerNames
+from harness.engines.base import Endpoint, HostLimits, LaunchPlan, ResolvedModel
 from harness.engines.simulated import flags, hardware
 from harness.engines.simulated.hardware import Accelerator, ModelShape
 from harness.engines.simulated.law import Law, Settings, plan_memory
+from harness.engines.vllm.package import VLLMS_COUNTERS
 from harness.errors import ConfigurationImpossible, FailureClass
 from scenarios.space import Knob, SearchSpace, ServingConfig, Value
 from scenarios.spec import EngineSpec
@@ -26,16 +26,7 @@ MEMORY_SHARES = (0.8, 0.85, 0.9, 0.92, 0.95, 0.97, 0.98)
 
 class Simulated:
     name = "simulated"
-    server_names = ServerNames(
-        running="num_requests_running",
-        waiting="num_requests_waiting",
-        kv_usage="kv_cache_usage_perc",
-        preemptions="num_preemptions_total",
-        prefix_hits="prefix_cache_hits_total",
-        prefix_queries="prefix_cache_queries_total",
-        accepted="spec_decode_num_accepted_tokens_total",
-        drafted="spec_decode_num_draft_tokens_total",
-    )
+    server_names = VLLMS_COUNTERS
 
     def version(self) -> str:
         return "simulated engine"
@@ -97,21 +88,15 @@ class Simulated:
         return "unsupported" if re.search(r"ValueError: ", log) else None
 
     def tokenize(self, endpoint: Endpoint, text: str) -> list[int] | None:
-        body = {"model": endpoint.served_model, "prompt": text, "add_special_tokens": False}
-        return asking.tokens(endpoint, body, self.name)
+        return asking.tokens_of_prompt(endpoint, text, self.name)
 
     def metrics(self, endpoint: Endpoint) -> dict[str, float]:
-        return dict(_samples(asking.metrics_text(endpoint)))
+        return asking.metrics(endpoint, "(?:vllm:)?")
 
 
 def law(spec: EngineSpec, model: ResolvedModel, config: ServingConfig) -> Law:
     """What the server of this configuration follows. Raises ConfigurationImpossible."""
     return Law(_settings(spec, config), _device(spec), _shape(model), model.ref.context_tokens)
-
-
-def _samples(text: str) -> Iterator[tuple[str, float]]:
-    for found in re.finditer(r"^(?:vllm:)?(\w+)(?:\{[^}]*\})? (\S+)$", text, re.MULTILINE):
-        yield found[1], float(found[2])
 
 
 def _device(spec: EngineSpec) -> Accelerator:

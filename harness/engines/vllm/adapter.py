@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from harness.engines import asking, installed, memory
-from harness.engines.base import Endpoint, HostLimits, LaunchPlan, ResolvedModel, ServerNames
+from harness.engines.base import Endpoint, HostLimits, LaunchPlan, ResolvedModel
 from harness.engines.flags import Flag, spelled, unknown
 from harness.engines.hugging_face import OFFLINE, checkpoint
 from harness.engines.vllm import knobs, words
-from harness.engines.vllm.package import VLLM
+from harness.engines.vllm.package import VLLM, VLLMS_COUNTERS
 from harness.errors import ConfigurationImpossible, FailureClass
 from harness.models.hf_shape import HfShape
 from scenarios.errors import UserError
@@ -26,15 +26,8 @@ NO_TELEMETRY = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 class Vllm:
     name = "vllm"
     cuda = True
-    server_names = ServerNames(
-        running="num_requests_running",
-        waiting="num_requests_waiting",
-        kv_usage="kv_cache_usage_perc",
-        preemptions="num_preemptions_total",
-        prefix_hits="prefix_cache_hits_total",
-        prefix_queries="prefix_cache_queries_total",
-        accepted="spec_decode_num_accepted_tokens_total",
-        drafted="spec_decode_num_draft_tokens_total",
+    server_names = replace(
+        VLLMS_COUNTERS,
         ttft="time_to_first_token_seconds",
         tpot="request_time_per_output_token_seconds",
         e2e="e2e_request_latency_seconds",
