@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from harness.bench import Loaded, Session, Subject
+    from harness.bench import Loaded, Session
     from harness.load.fleet import Fleet
     from harness.measurement import Measurement
+    from harness.subject import Subject
     from harness.versus import Difference
     from scenarios.space import SearchSpace, Value
     from tuners.evaluate import Evaluation
@@ -49,8 +50,9 @@ def bench(
     """Measure one configuration under the scenario's traffic."""
     from autotune.live import Watch
     from autotune.named import unknown
-    from harness.bench import prepare, session
+    from harness.bench import session
     from harness.ledger import write_whole
+    from harness.subject import prepare
     from scenarios.errors import UserError
     from scenarios.load import dump_yaml, load
 
@@ -81,8 +83,9 @@ def replay(
 ) -> None:
     """Measure a trial of a study again, on the same traffic, and say whether it differs by more than luck."""
     from autotune.live import Watch
-    from harness.bench import prepare, session
+    from harness.bench import session
     from harness.ledger import read
+    from harness.subject import prepare
     from scenarios.errors import UserError
     from scenarios.load import load
     from scenarios.space import ServingConfig

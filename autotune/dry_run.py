@@ -39,10 +39,10 @@ def _look(scenario: "Scenario", assume_gpus: str | None) -> Told:
     import shlex
 
     from autotune.tune import check_free
-    from harness.bench import engine_of, offered, version_of
     from harness.errors import ConfigurationImpossible, EngineNotInstalled
     from harness.host import limits
     from harness.models.store import resolve
+    from harness.subject import engine_of, offered, version_of
     from tuners.answer import on_port
     from tuners.duration import parts, seconds
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from autotune.live import Watch
-    from harness.bench import Subject
+    from harness.subject import Subject
     from lifecycle.registry.sync import Attempt
     from scenarios.space import SearchSpace
     from scenarios.spec import Scenario
@@ -62,8 +62,8 @@ def tune(
     from autotune import dry_run as dry_runs
     from autotune.live import Watch
     from autotune.named import unknown
-    from harness.bench import prepare
     from harness.load.fleet import Fleet
+    from harness.subject import prepare
     from lifecycle.registry.sync import mirror_all
     from reports import html
     from scenarios.errors import UserError

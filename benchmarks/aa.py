@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from harness.bench import Subject, session
+from harness.bench import session
 from harness.engines.base import Endpoint, HostLimits, LaunchPlan, ResolvedModel
 from harness.errors import TrialVoid
 from harness.host import fingerprint, limits
@@ -33,6 +33,7 @@ from harness.observe import Observed, Target
 from harness.stats.autocorrelation import latency_time
 from harness.stats.compare import batches, holm, percentile_change, rate_change, share_change
 from harness.stats.intervals import binomial_upper, percentile
+from harness.subject import Subject
 from harness.versus import ALPHA, differences
 from scenarios.space import SearchSpace, ServingConfig
 from scenarios.spec import EngineSpec, Scenario

@@ -21,12 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from harness.bench import Loaded, Subject, prepare, session
+from harness.bench import Loaded, session
 from harness.errors import ConfigurationImpossible, TrialInfeasible, TrialVoid
 from harness.host import fingerprint
 from harness.load.records import LiveCounters
 from harness.quality.runner import ReferenceAnswers, judge_quality
 from harness.stats.intervals import METHOD
+from harness.subject import Subject, prepare
 from scenarios.load import load
 from scenarios.space import SearchSpace, ServingConfig
 from scenarios.spec import Scenario

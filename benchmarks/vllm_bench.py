@@ -28,13 +28,14 @@ import pyarrow.parquet as pq
 from agreement import OURS, THEIRS, Answers, Row, figures, ours, page, server, theirs
 from llamacpp_table import Silent
 
-from harness.bench import Session, prepare, session
+from harness.bench import Session, session
 from harness.engines.environments import interpreter
 from harness.errors import TrialVoid
 from harness.host import fingerprint
 from harness.load.records import AUDIT_FILE, RECORDS_FILE
 from harness.measurement import Measurement
 from harness.stats.intervals import percentile
+from harness.subject import prepare
 from harness.token_counts import words_for
 from scenarios.load import load
 from scenarios.spec import Scenario

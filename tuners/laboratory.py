@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from harness.bench import Session, Subject, session
+from harness.bench import Session, session
 from harness.errors import TrialInfeasible, TrialVoid
 from harness.judge import judge
 from harness.measurement import QualityVerdict
 from harness.observe import Observed
 from harness.quality.runner import ReferenceAnswers, judge_quality, reference_answers
+from harness.subject import Subject
 from scenarios.errors import UserError
 from scenarios.space import SearchSpace, ServingConfig
 from scenarios.spec import Scenario

@@ -6,8 +6,9 @@ Knows nothing of searching: `bench` settles the same things for a single configu
 from collections.abc import Mapping
 from dataclasses import replace
 
-from harness.bench import Loaded, Session, Subject
+from harness.bench import Loaded, Session
 from harness.observe import Target
+from harness.subject import Subject
 from harness.token_counts import words_for
 from scenarios.errors import UserError
 from scenarios.spec import Scenario

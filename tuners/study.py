@@ -14,11 +14,11 @@ from typing import Protocol, TypeVar
 from pydantic import BaseModel
 
 from harness import host as hosts
-from harness.bench import Observer, Subject
 from harness.engines.base import LaunchPlan
 from harness.errors import ConfigurationImpossible, TrialInfeasible
 from harness.ledger import Ledger, write_whole
 from harness.measurement import QualityVerdict, dump
+from harness.subject import Observer, Subject
 from scenarios.errors import UserError
 from scenarios.load import dump_yaml
 from scenarios.space import SearchSpace, ServingConfig

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.bench import Subject
 from harness.engines.base import HostLimits
 from harness.errors import TrialInfeasible
 from harness.measurement import Audit, EngineIdentity, Estimate, Measurement, QualityVerdict, Telemetry
 from harness.observe import Target
+from harness.subject import Subject
 from scenarios.space import ServingConfig
 from search.prober import Memory, VirtualProber
 from search.worlds import World

@@ -7,13 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from harness.bench import Subject, session
+from harness.bench import session
 from harness.engines.base import LaunchPlan, ResolvedModel
 from harness.engines.vllm.adapter import Vllm
 from harness.errors import TrialVoid
 from harness.host import limits
 from harness.measurement import Measurement
 from harness.server_view import server_view
+from harness.subject import Subject
 from scenarios.space import ServingConfig
 from scenarios.spec import Scenario
 from scenarios.words import Words, candidates

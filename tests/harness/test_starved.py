@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.bench import Subject, session
+from harness.bench import session
 from harness.engines.base import LaunchPlan, ResolvedModel
 from harness.errors import HostDisturbed, LoadGeneratorSaturated, TrialVoid
 from harness.host import limits
@@ -23,6 +23,7 @@ from harness.judge import judge
 from harness.load.priority import first_in_line
 from harness.measurement import Measurement
 from harness.observe import Target
+from harness.subject import Subject
 from harness.versus import differences, reread
 from scenarios.space import SearchSpace
 from scenarios.spec import Scenario

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from harness.bench import engine_of, offered
 from harness.engines.base import HostLimits
 from harness.engines.vllm.adapter import Vllm, VllmCpu
 from harness.models.hugging_face import HUB
 from harness.models.store import resolve
+from harness.subject import engine_of, offered
 from lifecycle.export.base import Canonical
 from scenarios.errors import UserError
 from scenarios.spec import ModelRef, Scenario

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from harness.bench import Subject, session
+from harness.bench import session
 from harness.engines.base import ResolvedModel
 from harness.engines.simulated.adapter import Simulated, law
 from harness.engines.simulated.replay import requests_of
@@ -18,6 +18,7 @@ from harness.engines.simulated.virtual import serve
 from harness.errors import TrialVoid
 from harness.host import limits
 from harness.observe import latencies_ms
+from harness.subject import Subject
 from scenarios.load import load
 from scenarios.spec import Scenario
 from scenarios.words import Words, candidates

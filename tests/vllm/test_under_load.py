@@ -10,11 +10,12 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from harness.bench import prepare, session
+from harness.bench import session
 from harness.engines.vllm import words
 from harness.errors import EngineHung, TrialVoid
 from harness.measurement import Measurement
 from harness.observe import Target
+from harness.subject import prepare
 from scenarios.spec import Scenario
 from tuners.settle import build_words
 
