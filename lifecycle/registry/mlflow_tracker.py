@@ -158,7 +158,7 @@ class _Projection:
     def _version(self, parent: Any) -> str | None:
         """The registered version of the winner; None where no configuration is fit to be one."""
         study, client = self._study, self._client
-        if study.winner is None or study.winner.outcome == "none_feasible" or study.noise:
+        if study.winner is None or not study.deployable:
             return None
         if not client.search_registered_models(filter_string=f"name = '{study.title}'"):
             client.create_registered_model(study.title)

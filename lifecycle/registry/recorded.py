@@ -76,6 +76,11 @@ class Recorded:
         return f"autotune-{self.scenario.name}"
 
     @property
+    def deployable(self) -> bool:
+        """Whether there is an answer that others may take from a registry."""
+        return self.winner is not None and self.winner.outcome != "none_feasible" and not self.noise
+
+    @property
     def count(self) -> str:
         """What there is, for people."""
         arm = f" and {len(self.arm)} of its control arm" if self.arm else ""

@@ -89,8 +89,7 @@ class _Group:
         report = self.study.run / "report.html"
         if report.exists():
             artifact.add_file(str(report))
-        fit = winner.outcome != "none_feasible" and not self.study.noise
-        run.log_artifact(artifact, aliases=["candidate"] if fit else [])
+        run.log_artifact(artifact, aliases=["candidate"] if self.study.deployable else [])
 
     @contextmanager
     def _run(self, run_id: str, name: str, job_type: str, config: Flat) -> Iterator[Any]:

@@ -7,12 +7,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from harness.bench import session
+from harness import bench
+from harness.bench import DRAIN_PROBES, session
 from harness.engines.base import LaunchPlan, ResolvedModel
 from harness.engines.vllm.adapter import Vllm
 from harness.errors import TrialVoid
 from harness.host import limits
+from harness.instruments import Instruments
 from harness.measurement import Measurement
+from harness.observe import Target
 from harness.server_view import server_view
 from harness.subject import Subject
 from scenarios.space import ServingConfig
@@ -65,14 +68,16 @@ class Listener:
         self.notes.append(line)
 
 
-def held(root, late_s, seconds=5.0, engine=None):
+def held(root, late_s, seconds=5.0, engine=None, targets=()):
     words = Words(candidates(), exact=True)
     model = ResolvedModel(SCENARIO.model, "m", "")
-    subject = Subject(SCENARIO, engine or Telling(), "telling", model, limits(), root, Listener(), words=words)
+    subject = Subject(
+        SCENARIO, engine or Telling(), "telling", model, limits(), root, Listener(), words=words, targets=targets
+    )
     config = ServingConfig("telling", {"late_s": late_s})
     try:
         with session(subject, config, root / "engine") as s:
-            s.hold(RATE_RPS, seconds, seed=1, name="hold", until_certain=False)
+            s.hold(RATE_RPS, seconds, seed=1, name="hold", until_certain=bool(targets))
     except TrialVoid:  # a busy machine is no reason to fail: what was counted is true all the same
         pass
     measured = Measurement.model_validate_json((root / "engine/hold/measurement.json").read_bytes())
@@ -183,3 +188,39 @@ def test_an_engine_whose_names_are_not_known_is_not_asked(tmp_path):
     measured, _ = held(tmp_path, late_s=0.0, seconds=1.0, engine=Silent())
     assert measured.server is None
     assert measured.telemetry.engine_metrics["prefix_cache_hits_total"] == 4 * measured.n_sent
+
+
+@pytest.mark.alone
+def test_what_a_server_counted_before_it_could_be_asked_is_nobodys(tmp_path):
+    """Its counters since it began would pass for this run's."""
+
+    class Shy(Telling):
+        asked = 0
+
+        def metrics(self, endpoint):
+            self.asked += 1
+            return {} if self.asked == 1 else super().metrics(endpoint)
+
+    measured, _ = held(tmp_path, late_s=0.0, seconds=1.0, engine=Shy())
+    assert measured.server is None
+    assert measured.telemetry.engine_metrics == {}
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize(("target_ms", "ends"), [(1.0, ["read", *["probe"] * DRAIN_PROBES]), (400.0, ["read"])])
+def test_what_a_stopped_hold_left_queued_is_waited_for_after_the_figures_are_read(
+    tmp_path, monkeypatch, target_ms, ends
+):
+    happened = []
+
+    def told(what, real):
+        def spy(*args, **kwargs):
+            happened.append(what)
+            return real(*args, **kwargs)
+
+        return spy
+
+    monkeypatch.setattr(Instruments, "read", told("read", Instruments.read))
+    monkeypatch.setattr(bench, "complete", told("probe", bench.complete))
+    held(tmp_path, late_s=0.0, seconds=3.0, targets=[Target("ttft", 95, target_ms)])
+    assert happened == ends

@@ -79,9 +79,10 @@ def config_of(slots):
 class StudyWriter:
     """Writes one study step by step; ``finish`` continues a study that ``search`` began."""
 
-    def __init__(self, folder, started_at="2026-01-02T03:04:05+00:00", outcome="tuned"):
+    def __init__(self, folder, started_at="2026-01-02T03:04:05+00:00", outcome="tuned", *, dummy=False):
         self.folder = folder
-        self.scenario = Scenario.model_validate(SCENARIO)
+        weights = {"model": {**SCENARIO["model"], "weights": "dummy"}, "quality": {"tasks": []}} if dummy else {}
+        self.scenario = Scenario.model_validate({**SCENARIO, **weights})
         self.started_at = started_at
         self.outcome = outcome
 

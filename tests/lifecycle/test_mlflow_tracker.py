@@ -194,6 +194,13 @@ def test_keeping_the_defaults_is_a_version_and_no_feasible_configuration_is_none
     assert client.get_model_version_by_alias("autotune-tiny", "candidate").tags["outcome"] == "keep_defaults"
 
 
+def test_noise_is_recorded_and_never_a_candidate(finished_study):
+    run = finished_study(dummy=True)
+    assert "registered" not in MlflowTracker().mirror(run).message
+    assert not client_of(run).search_registered_models()
+    assert runs_of(client_of(run), run)[0].data.tags["mlflow.note.content"].startswith("Dummy weights")
+
+
 def test_mirroring_twice_adds_nothing(begin_study):
     writer = begin_study()
     writer.finish()

@@ -96,6 +96,13 @@ def test_offline_a_study_becomes_a_group_of_runs_with_the_winner_as_artifact(fin
     assert runs["trial 002"][1]["autotune.failure"] == "out_of_memory"
 
 
+def test_noise_is_recorded_and_never_a_candidate(finished_study):
+    run = finished_study(dummy=True)
+    WandbTracker().mirror(run)
+    _, _, _, [artifact] = told(run)["tiny"]
+    assert "candidate" not in artifact.aliases
+
+
 def test_mirroring_again_replaces_and_completes_the_same_runs(begin_study):
     writer = begin_study()
     WandbTracker().mirror(writer.folder)

@@ -68,11 +68,12 @@ def law_of(name="h100", shape="8b", **knobs):
     return Law(Settings(**knobs), hardware.accelerator(name), hardware.model(shape), CONTEXT)
 
 
-def submitted(clock, one, schedule, at=None):
+def submitted(clock, one, schedule, at=None, *, api="completions"):
     stamps = []
     for r in schedule.requests:
         stamps.append(Stamped(clock))
-        asked = Asked(words(r.prompt), r.output_tokens, chat=False, stream=True, with_usage=True)
+        tokens = templated([{"role": "user", "content": r.prompt}]) if api == "chat" else words(r.prompt)
+        asked = Asked(tokens, r.output_tokens, chat=False, stream=True, with_usage=True)
         clock.call_at(at if at is not None else r.t_int_ns / 1e9, one.submit, asked, stamps[-1])
     return stamps
 
@@ -102,15 +103,16 @@ def schedule_of(n=150, rate_rps=12.0, seed=5, **traffic):
         ({"max_num_seqs": 4, "max_num_batched_tokens": 512}, {}),
         ({"max_num_batched_tokens": 4096, "enable_chunked_prefill": False}, {}),
         ({"block_size": 32}, {"shared_prefix": {"tokens": 512, "pool": 3, "reuse": 1.0}}),
+        ({"block_size": 32}, {"api": "chat", "shared_prefix": {"tokens": 511, "pool": 3, "reuse": 1.0}}),
         ({"gpu_memory_utilization": 0.2, "max_num_seqs": 64, "max_num_batched_tokens": 2048}, {}),
     ],
-    ids=["defaults", "a queue", "whole prompts", "shared prefixes", "preemption"],
+    ids=["defaults", "a queue", "whole prompts", "shared prefixes", "a chat", "preemption"],
 )
 def test_the_wall_clock_gives_what_virtual_time_gives(clock, knobs, traffic):
     law = law_of(**knobs)
     schedule, workload = schedule_of(**traffic)
     one = replica(law)
-    stamps = submitted(clock, one, schedule)
+    stamps = submitted(clock, one, schedule, api=workload.api)
     clock.run()
     expected = serve(law, requests_of(schedule, workload))
     np.testing.assert_allclose([s.first_s for s in stamps], expected.first_token_s, atol=1e-9)

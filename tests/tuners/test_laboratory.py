@@ -51,10 +51,10 @@ class Pretended:
 
 
 @pytest.fixture
-def tried(tmp_path, monkeypatch):
-    """The result of one trial whose attempts end as told; and what happened, in order."""
+def laboratory_of(tmp_path, monkeypatch):
+    """A laboratory whose attempts end as told, its reference; and what happened, in order."""
 
-    def try_it(*endings):
+    def make(*endings):
         pretended = Pretended(list(endings))
         monkeypatch.setattr(laboratory, "session", pretended.session)
         monkeypatch.setattr(laboratory, "evaluate", pretended.evaluate)
@@ -70,8 +70,18 @@ def tried(tmp_path, monkeypatch):
             return 5.0
 
         reference = Law(subject).reference().model_copy(update={"quality_file": None})
-        place = Laboratory(subject, SPACE, expects, lambda: pretended.now_s)
-        return place.trial(3, SPACE.complete({"slots": 8}), [], reference), pretended.told
+        return Laboratory(subject, SPACE, expects, lambda: pretended.now_s), reference, pretended.told
+
+    return make
+
+
+@pytest.fixture
+def tried(laboratory_of):
+    """The result of one trial whose attempts end as told; and what happened, in order."""
+
+    def try_it(*endings):
+        place, reference, told = laboratory_of(*endings)
+        return place.trial(3, SPACE.complete({"slots": 8}), [], reference), told
 
     return try_it
 
@@ -93,3 +103,14 @@ def test_a_trial_that_is_void_each_time_has_no_result(tried):
 def test_the_model_is_asked_once_and_while_no_engine_runs(tried):
     _, told = tried(VOID, FINE)
     assert told == ["model asked for 8 slots", "launch", "warm-up", "launch", "warm-up", "ramp at 5", "stop"]
+
+
+def test_entrants_of_a_final_begin_where_the_defaults_were_found(laboratory_of):
+    """Not where the search scored them: who had luck would be looked for higher."""
+    place, reference, told = laboratory_of(FINE, FINE, FINE)
+    control = place.trial(0, SPACE.default(), [], reference)
+    lucky = control.trial.model_copy(update={"number": 7, "score": 40.0})
+    told.clear()
+    runs = [place.final(0, position, trial, control) for position, trial in enumerate((lucky, control.trial))]
+    assert [line for line in told if line.startswith("ramp")] == ["ramp at 9", "ramp at 9"]
+    assert [(run.trial, run.score) for run in runs] == [(7, 9.0), (0, 9.0)]
