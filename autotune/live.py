@@ -29,7 +29,7 @@ class Watch:
         self._done, self._total = 0, 0
         self._trials_started: float | None = None
         self._best = ""
-        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
+        self._live = Live(get_renderable=self.lines, console=console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Self:
         if not self._quiet and self._console.is_terminal:
@@ -40,8 +40,7 @@ class Watch:
         self._live.stop()
 
     def begin(self, what: str, seconds: float | None) -> None:
-        if what != self._what:
-            self._what, self._what_started, self._what_seconds = what, time.monotonic(), seconds
+        self._what, self._what_started, self._what_seconds = what, time.monotonic(), seconds
         self._counters = None
 
     def live(self, counters: LiveCounters) -> None:
@@ -66,7 +65,7 @@ class Watch:
             if not self._best or trial.score > float(self._best.split()[0]):
                 self._best = f"{best} (trial {trial.number:03d})"
 
-    def _render(self) -> RenderableType:
+    def lines(self) -> RenderableType:
         now = time.monotonic()
         line = Text(f"  {self._what}", style="bold", overflow="ellipsis", no_wrap=True)
         if self._what_seconds:
