@@ -49,6 +49,7 @@ check: $(VENV)/dev.stamp  ## lint, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks
 	$(BIN)/lint-imports
 
 fmt: $(VENV)/dev.stamp  ## format and fix

@@ -19,13 +19,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from scipy import stats
 
 from harness.bench import session
-from harness.engines.base import Endpoint, HostLimits, LaunchPlan, ResolvedModel
+from harness.engines.base import Endpoint, Engine, HostLimits, LaunchPlan, ResolvedModel
 from harness.errors import TrialVoid
 from harness.host import fingerprint, limits
 from harness.load.priority import first_in_line
@@ -121,7 +121,15 @@ def measure(traffic: int, noise: int, times: float = 1.0) -> tuple[Observed, int
     asked, root = scenario(), Path("runs/aa/now")
     model = ResolvedModel(asked.model, "stub", reference_variant="")
     subject = Subject(
-        asked, Stub(times, noise), "1", model, limits(), root, Silent(), TARGETS, Words.build(candidates(), None)
+        asked,
+        cast("Engine", Stub(times, noise)),
+        "1",
+        model,
+        limits(),
+        root,
+        Silent(),
+        TARGETS,
+        Words.build(candidates(), None),
     )
     for tries in range(VOID_TRIES):
         shutil.rmtree(root, ignore_errors=True)
@@ -204,11 +212,11 @@ def simulate_stub() -> dict[str, dict[str, int]]:
                 inside = (due_s[:, j] >= window[0]) & (due_s[:, j] < window[1])
                 seen.append((due_s[inside, j], ttft_ms[inside, j], tpot_ms[inside, j]))
             (due_a, *a), (due_b, *b) = seen
-            missed = [(x[0] > TARGETS[0].target_ms) | (x[1] > TARGETS[1].target_ms) for x in (a, b)]
+            missed_a, missed_b = ((x[0] > TARGETS[0].target_ms) | (x[1] > TARGETS[1].target_ms) for x in (a, b))
             count = batches(*a, *b)
             p_values = [percentile_change(x, y, 95, interval=False).p_value for x, y in zip(a, b, strict=True)]
-            p_values.append(share_change(*missed, count).p_value)
-            p_values.append(rate_change(due_a[~missed[0]], due_b[~missed[1]], [window] * 2, count).p_value)
+            p_values.append(share_change(missed_a, missed_b, count).p_value)
+            p_values.append(rate_change(due_a[~missed_a], due_b[~missed_b], [window] * 2, count).p_value)
             significant += any(p is not None and p < ALPHA for p in holm(p_values))
         found[mode] = {"pairs": SIMULATED_STUB_PAIRS, "significant": significant}
     return found

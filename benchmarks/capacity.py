@@ -224,7 +224,7 @@ def pooled(cells: list[dict[str, Any]], of: str = "ratios") -> Score:
 
 
 def cost(cells: list[dict[str, Any]]) -> float:
-    return sum(c["requests"] for c in cells) / sum(c["bisection_requests"] for c in cells)
+    return float(sum(c["requests"] for c in cells) / sum(c["bisection_requests"] for c in cells))
 
 
 def table(cells: list[dict[str, Any]]) -> str:

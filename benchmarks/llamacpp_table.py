@@ -208,7 +208,7 @@ def main() -> None:
     RUN.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + asked.seconds
     subject = prepare(scenario(), RUN, Silent(), build=True)
-    space = subject.space().narrowed(KNOBS)
+    space = subject.space().narrowed({name: tuple(choices) for name, choices in KNOBS.items()})
     reference = reference_of(Laboratory(subject, space))
     subject = resolved(subject, reference)
     rows = [json.loads(text) for text in MEASURED.read_text(encoding="utf-8").splitlines()] if MEASURED.exists() else []

@@ -293,7 +293,7 @@ def idle_latency_s(law: Law, percentile: float = 95) -> float:
     if isinstance(law, MMk):
         return -law.service_s * math.log1p(-percentile / 100)
     rng = np.random.default_rng(0)
-    return float(np.percentile(law.serve(np.arange(20_000) * 1e4, rng).ttft_s, percentile))
+    return float(np.percentile(law.serve(np.arange(20_000, dtype=np.float64) * 1e4, rng).ttft_s, percentile))
 
 
 def capacity_rps(law: Law, target_s: float, percentile: float = 95, n: int = 1_000_000) -> Truth:

@@ -57,7 +57,8 @@ def measured(rate_rps: float, n: int, cache: str, *, interpreted: bool = False) 
     settings = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     settings |= {"XDG_CACHE_HOME": cache, "NUMBA_DISABLE_JIT": str(int(interpreted))}
     told = subprocess.run(argv, check=True, stdout=subprocess.PIPE, env={**os.environ, **settings})
-    return json.loads(told.stdout)
+    found: dict[str, Any] = json.loads(told.stdout)
+    return found
 
 
 def page(found: Mapping[str, Any]) -> str:

@@ -57,7 +57,7 @@ def summed(rho: FloatArray, window_of: FloatArray | None = None) -> FloatArray:
     closed = np.arange(rho.shape[1]) >= 5 * deciding
     lag = np.where(closed.any(axis=1), closed.argmax(axis=1), rho.shape[1] - 1)
     tau = 2 * np.cumsum(rho, axis=1) - 1
-    return np.maximum(1.0, tau[np.arange(len(rho)), lag])
+    return np.asarray(np.maximum(1.0, tau[np.arange(len(rho)), lag]))
 
 
 def many_scales(x: FloatArray) -> FloatArray:
@@ -110,7 +110,7 @@ def features(latency: FloatArray, in_flight: FloatArray) -> dict[str, FloatArray
 # -- the rules ---------------------------------------------------------------------------------------------------
 
 
-def deflated(misses: FloatArray, to_pass: FloatArray) -> FloatArray:
+def deflated(misses: npt.NDArray[Any], to_pass: FloatArray) -> FloatArray:
     return log_e_pass(misses / to_pass, SIZES / to_pass, Q0)
 
 

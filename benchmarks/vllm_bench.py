@@ -74,7 +74,7 @@ def schedule(rate_rps: float, n: int, seed: int) -> np.ndarray:
     """When ``n`` requests of a Poisson process are due, the first at 0; scaled to last n / rate, whole microseconds."""
     gaps_s = np.random.default_rng(seed).exponential(1 / rate_rps, n)
     due_s = np.concatenate([[0.0], np.cumsum(gaps_s[1:])]) * (n / rate_rps / gaps_s.sum())
-    return np.round(due_s, 6)
+    return np.asarray(np.round(due_s, 6))
 
 
 def write_trace(path: Path, due_s: np.ndarray) -> None:

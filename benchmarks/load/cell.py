@@ -201,7 +201,8 @@ def _of_server(record: ServerRecord, ask: Ask, footprint: Footprint) -> dict[str
     late_ms = record["worst_late_ns"] / 1e6
     if len(kept) < 3:
         return {"requests": len(record)}
-    gaps_s = np.diff(np.sort(record["kernel_first_ns"][steady(record)])) / NS
+    firsts_s = np.sort(record["kernel_first_ns"][steady(record)]) / NS
+    gaps_s = np.diff(firsts_s)
     distance = stats.kstest(gaps_s, stats.expon(scale=1 / ask.rate_rps).cdf).statistic
     from_ns = began + WARMUP_NS
     moments = (kept[:-1] - from_ns) / (kept[-1] - from_ns)  # of a Poisson process: uniform, given their number

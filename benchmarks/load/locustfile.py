@@ -7,6 +7,7 @@ import json
 import os
 import random
 import time
+from typing import Any
 
 import gevent
 from locust import FastHttpUser, constant_throughput, events, task
@@ -18,24 +19,23 @@ _BODY = {
     "stream": True,
     "stream_options": {"include_usage": True},
 }
-_rows = []
+_rows: list[tuple[str, int, int, float]] = []
 _words = random.Random(int(os.environ["SEED"]))
 
 
-class PlainUser(FastHttpUser):
+class PlainUser(FastHttpUser):  # type: ignore[misc]
     wait_time = constant_throughput(PER_USER_RPS)
 
-    def on_start(self):
+    def on_start(self) -> None:
         gevent.sleep(_words.uniform(0, 1 / PER_USER_RPS))  # else all users ask in the same instant
 
-    @task
-    def complete(self):
+    @task  # type: ignore[untyped-decorator]
+    def complete(self) -> None:
         prompt = " ".join(f"w{_words.randrange(1000)}" for _ in range(8))
         body = {**_BODY, "messages": [{"role": "user", "content": prompt}]}
         started = time.perf_counter_ns()
-        first = last = None
-        tokens = 0
-        name = None
+        first = last = tokens = 0
+        name = ""
         for line in self.client.iter_lines("/v1/chat/completions", method="POST", json=body):
             stamp = time.perf_counter_ns()
             if not line.startswith("data: {"):
@@ -50,8 +50,8 @@ class PlainUser(FastHttpUser):
             _rows.append((name, started, first - started, (last - first) / (tokens - 1)))
 
 
-@events.quitting.add_listener
-def write(environment, **_):
+@events.quitting.add_listener  # type: ignore[untyped-decorator]
+def write(environment: Any, **_: object) -> None:
     failures = environment.stats.total.num_failures
     with open(os.environ["ANSWERS"], "w", encoding="utf-8") as file:  # noqa: PTH123
         json.dump({"rows": _rows, "failures": failures}, file)

@@ -32,11 +32,11 @@ def svg(summary: Sequence[Row]) -> str:
         x, y = _LEFT + i % 2 * (_WIDTH + _LEFT), _TOP + i // 2 * (_HEIGHT + _TOP + _GAP)
         parts += [f'<g transform="translate({x},{y})">', *_panel(rows, names, colour, metric, title), "</g>"]
     for i, name in enumerate(names):
-        x = _LEFT + i * (width - _LEFT) / max(len(names), 1)
+        at = _LEFT + i * (width - _LEFT) / max(len(names), 1)
         weight = "bold" if name == OURS else "normal"
         parts += [
-            f'<rect x="{x:.0f}" y="{height - 24}" width="12" height="12" fill="{colour[name]}"/>',
-            f'<text x="{x + 16:.0f}" y="{height - 14}" font-weight="{weight}">{escape(name)}</text>',
+            f'<rect x="{at:.0f}" y="{height - 24}" width="12" height="12" fill="{colour[name]}"/>',
+            f'<text x="{at + 16:.0f}" y="{height - 14}" font-weight="{weight}">{escape(name)}</text>',
         ]
     return "\n".join([*parts, "</svg>\n"])
 

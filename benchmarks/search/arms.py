@@ -54,7 +54,11 @@ class StudyArm:
                 laboratory.expects = tuner.expects
             watch = Watch(laboratory.subject.observer)
             study = Study(laboratory, world.space, tuner, watch, Asked("", ""))
-            winner = study.run() if self.finals else _searched(study)
+            winner = None
+            if self.finals:
+                winner = study.run()
+            else:
+                _searched(study)
         trials = [r.trial for r in watch.results]
         launches = launches_of(trials)
         if isinstance(tuner, Picking):
@@ -97,7 +101,7 @@ def _searched(study: Study) -> None:
     def stop(*_: object) -> Any:
         raise _Searched
 
-    study.laboratory.final = stop  # type: ignore[method-assign]
+    study.laboratory.final = stop  # type: ignore[assignment,method-assign]
     try:
         study.run()
     except _Searched:

@@ -132,5 +132,5 @@ def suggested(space: SearchSpace, trial: optuna.Trial) -> ServingConfig:
     for knob in space.knobs:
         if knob.active(values):
             one = len(knob.choices) == 1
-            values[knob.name] = knob.choices[0] if one else trial.suggest_categorical(knob.name, knob.choices)
+            values[knob.name] = knob.choices[0] if one else trial.suggest_categorical(knob.name, knob.choices)  # type: ignore[assignment]
     return ServingConfig(space.engine, values)

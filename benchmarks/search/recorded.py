@@ -70,7 +70,7 @@ class Table:
             choices = tuple(
                 dict.fromkeys([*(_plain(v) for v in asked.get(name, ())), *(() if name in asked else (value,))])
             )
-            knobs.append(Knob(name, choices, value, EFFECTS.get(name, "compute"), ""))  # type: ignore[arg-type]
+            knobs.append(Knob(name, choices, value, EFFECTS.get(name, "compute"), ""))
         return SearchSpace("llamacpp", tuple(knobs))
 
     @cached_property
@@ -121,7 +121,7 @@ class Table:
             number=number,
             knobs=dict(config.knobs),
             config_digest=config.digest,
-            state=state,  # type: ignore[arg-type]
+            state=state,
             score=None if entry.score is None else entry.score * math.exp(rng.gauss(0.0, self.spread)),
             constraints=entry.constraints,
             seconds=entry.seconds,

@@ -152,7 +152,7 @@ def _draw(workload: Workload, seed: int | tuple[int, ...], n: int, mean_turns: f
 def _starts(workload: Workload, rng: np.random.Generator, n: int) -> Floats:
     arrivals = workload.arrivals
     if arrivals.process == "constant":
-        return np.arange(n) + 0.5
+        return np.arange(0.5, n, dtype=np.float64)
     cv = arrivals.gap_cv or 1.0
     return np.cumsum(rng.gamma(cv**-2, cv**2, n))
 

@@ -35,7 +35,8 @@ def built(smollm, scheme):
     if interpreter(builder) is None:
         pytest.skip(f"{builder} is not installed: autotune engines install {builder}")
     folder, told = smollm.variants[PUBLISHED], []
-    store.build(str(folder), (scheme,), lambda *said: told.append(said), calibration_samples=SAMPLES)
+    samples = SAMPLES if SCHEMES[scheme].calibrated else None
+    store.build(str(folder), (scheme,), lambda *said: told.append(said), calibration_samples=samples)
     return store.resolve(ModelRef(path=str(folder), context_tokens=256), build=False), told
 
 
