@@ -149,7 +149,11 @@ class Session:
         return self._measure("unloaded", plan, schedule, warmup_s=0.0, targets=())
 
     def ramp(self, start_rps: float, end_rps: float, seed: int, name: str = "ramp") -> Loaded:
-        """An exponentially growing rate, cut short once a fifth of all requests has missed a target."""
+        """An exponentially growing rate, cut short once a fifth of all requests has missed a target.
+
+        After its last request, what is still open is waited for until it has missed the tightest target: on an
+        engine of slow answers a short ramp would show no miss at all.
+        """
         schedule = schedules.ramp(
             self.workload,
             self.words,
@@ -159,7 +163,7 @@ class Session:
             seed=seed,
         )
         most = {t.metric: max(8, len(concerned(schedule, t)) // 5) for t in self.subject.targets}
-        plan = self._load_plan(schedule, drain_s=1.0, stop_after_misses=most)
+        plan = self._load_plan(schedule, drain_s=1 + min(self._waits_s(), default=0.0), stop_after_misses=most)
         return self._measure("ramp", plan, schedule, warmup_s=0.0, targets=self.subject.targets, name=name)
 
     def ramp_seconds(self, start_rps: float, end_rps: float) -> float:
@@ -212,8 +216,11 @@ class Session:
 
     def _patience_s(self) -> float:
         """How long after the last request its answer is waited for: past every target it is a miss anyway."""
-        slowest_ms = max((t.target_ms for t in self.subject.targets if t.latency != "tpot"), default=None)
-        return self.workload.timeout_s if slowest_ms is None else min(self.workload.timeout_s, 2 + slowest_ms / 1e3)
+        return min(self.workload.timeout_s, 2 + max(self._waits_s(), default=math.inf))
+
+    def _waits_s(self) -> list[float]:
+        """The targets by which an open request is late, in s."""
+        return [t.target_ms / 1e3 for t in self.subject.targets if t.latency != "tpot"]
 
     def _hang_s(self) -> float:
         """An answer that is not streamed is silent until it is whole."""

@@ -98,6 +98,7 @@ def _llama_config():
 class TestPlan:
     def test_the_control_says_as_little_as_can_be(self, smollm):
         planned = plan(VllmCpu(), smollm, BOX)
+        assert planned.env["VLLM_USE_AOT_COMPILE"] == "0", "what it compiled ahead of time it cannot load"
         assert planned.deploy_argv == (
             "vllm", "serve", str(smollm.variants["published"]), "--served-model-name", "smollm2",
             "--host", "127.0.0.1", "--port", "{port}", "--max-model-len", "768", "--no-enable-log-requests",

@@ -21,6 +21,8 @@ from scenarios.spec import EngineSpec
 DEFAULT_UTILISATION = 0.92  # of release 0.32; 0.9 before
 RENAMED = {"--no-enable-log-requests": "--disable-log-requests"}  # today's name -> that of older releases
 NO_TELEMETRY = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+# Without a GPU, release 0.32 saves what it compiled ahead of time and cannot load it: each launch would compile again.
+COMPILED_ONCE = {"VLLM_USE_AOT_COMPILE": "0"}
 
 
 class Vllm:
@@ -34,6 +36,7 @@ class Vllm:
     )
     dummy_weights = True
     draft_methods = ("draft_model", "eagle", "eagle3", "mtp")
+    environment: Mapping[str, str] = NO_TELEMETRY
 
     def version(self, spec: EngineSpec | None = None) -> str:
         python = installed.python_of(self.name, spec.python if spec else None)
@@ -87,7 +90,7 @@ class Vllm:
             argv=(python or "python", "-m", "vllm.entrypoints.cli.main", *argv),
             deploy_argv=("vllm", *argv),
             env={
-                **NO_TELEMETRY,
+                **self.environment,
                 **({} if loaded.revision or "revision" in draft else OFFLINE),
                 **knobs.environment(k),
                 **config.env,
@@ -122,6 +125,7 @@ class Vllm:
 class VllmCpu(Vllm):
     name = "vllm-cpu"
     cuda = False
+    environment = {**NO_TELEMETRY, **COMPILED_ONCE}
 
 
 def _budget(engine: str, k: Mapping[str, Value], known: Mapping[str, Flag] | None) -> memory.Budget:
