@@ -64,8 +64,6 @@ def test_what_was_launched_was_measured_and_its_answers_compared(steps):
     views = [run["measurement"]["server"] for trial in measured for run in trial["runs"]]
     assert all(view["requests"] is not None for view in views), "its own counters are read beside every run"
     assert any(view["requests"] for view in views)
-    cached = [run["measurement"] for t in measured if t["trial"]["knobs"]["prefix_caching"] for run in t["runs"]]
-    assert any(m["server"]["prefix_hit_share"] for m in cached)
 
 
 def test_it_is_told_and_recorded(study, steps):
