@@ -4,6 +4,7 @@ On a slow card, so that the millisecond which HTTP takes is small beside what th
 the two without HTTP, to the nanosecond.
 """
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -110,8 +111,9 @@ def test_the_same_schedule_has_the_same_latencies(tmp_path, scenario, knobs, rat
         "e2e": 1e3 * (virtual.done_s - requests.arrival_s),
     }
     differences = {metric: float(distance(over_http[metric], wanted)) for metric, wanted in expected.items()}
-    for metric in ("tpot", "e2e"):  # of TTFT, one request that just misses a step moves any percentile by the step
-        ours, theirs = (float(np.nanpercentile(of[metric], 95)) for of in (over_http, expected))
-        differences[f"{metric} P95"] = abs(ours / theirs - 1)
+    # Of TTFT, one request that just misses a step moves any percentile by the step: the distance alone tells.
+    for metric, q in itertools.product(("tpot", "e2e"), (50, 95)):
+        ours, theirs = (float(np.nanpercentile(of[metric], q)) for of in (over_http, expected))
+        differences[f"{metric} P{q}"] = abs(ours / theirs - 1)
     print(differences)
     assert max(differences.values()) <= AGREEMENT, differences

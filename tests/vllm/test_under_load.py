@@ -20,10 +20,7 @@ from scenarios.spec import Scenario
 from tuners.settle import build_words
 
 RATE_RPS = 4.0
-QUICK_START = {
-    "enforce_eager": True,
-    "dtype": "float32",
-}  # bfloat16 is emulated where the CPU has none: 15 times slower
+QUICK_START = {"enforce_eager": True, "dtype": "float32"}  # bfloat16 is 15 times slower where a CPU emulates it
 
 
 class Silent:
@@ -77,10 +74,10 @@ def path_of(smollm):
     return str(smollm.variants["published"])
 
 
-def held(s, **hold):
+def held(s, rate_rps=RATE_RPS, **hold):
     """Void or not: what was counted is true on a busy machine, too."""
     try:
-        return s.hold(RATE_RPS, until_certain=False, **hold).measurement
+        return s.hold(rate_rps, until_certain=False, **hold).measurement
     except TrialVoid:
         return Measurement.model_validate_json((s.folder / hold["name"] / "measurement.json").read_bytes())
 
@@ -152,7 +149,7 @@ def test_a_model_drafts_for_itself_and_is_nearly_always_right(smollm, tmp_path):
         assert int(words.resolved(log)["kv_cache_tokens"]) == pytest.approx(int(foreseen), rel=2e-3), (
             "half of without it"
         )
-        measured = held(with_words(s), seconds=6, seed=2, name="hold")
+        measured = held(with_words(s), RATE_RPS / 8, seconds=6, seed=2, name="hold")
     print(measured.server.model_dump_json(indent=1))
-    assert set(measured.errors) <= {"cancelled"}, "on a slow machine, at the end of the hold"
+    assert measured.errors == {}
     assert measured.server.accepted_share > 0.9
