@@ -25,7 +25,7 @@ SCENARIO = Scenario.model_validate(
             "output_tokens": {"mean": 4},
         },
         "slo": {"ttft": {"target_ms": 400.0}},
-        "budget": {"warmup_s": 0.5, "ramp_s": 1.0},
+        "budget": {"warmup_s": 0.5, "ramp_s": 1.0, "hold_s": 3, "holds": 1},
     }
 )
 
@@ -58,11 +58,20 @@ class Listener:
         self.notes.append(line)
 
 
-def running(root, late_s, *, engine=None, targets=()):
-    """A session of the engine, which lets each request wait ``late_s`` before it counts it."""
-    words = Words(candidates(), exact=True)
-    model = ResolvedModel(SCENARIO.model, "m", "")
-    subject = Subject(
-        SCENARIO, engine or Telling(), "telling", model, limits(), root, Listener(), words=words, targets=targets
+def subject_of(root, *, engine=None, targets=(), observer=None):
+    return Subject(
+        scenario=SCENARIO,
+        engine=engine or Telling(),
+        engine_version="telling",
+        model=ResolvedModel(SCENARIO.model, "m", reference_variant=""),
+        host=limits(),
+        root=root,
+        observer=observer or Listener(),
+        targets=targets,
+        words=Words(candidates(), exact=True),
     )
-    return session(subject, ServingConfig("telling", {"late_s": late_s}), root / "engine")
+
+
+def running(subject, late_s=0.0):
+    """A session of the engine, which lets each request wait ``late_s`` before it counts it."""
+    return session(subject, ServingConfig("telling", {"late_s": late_s}), subject.root / "engine")

@@ -13,7 +13,7 @@ from harness.instruments import Instruments
 from harness.observe import Target
 
 sys.path.insert(0, str(Path(__file__).parent))
-from telling import RATE_RPS, running
+from telling import RATE_RPS, running, subject_of
 
 pytestmark = pytest.mark.alone
 
@@ -33,7 +33,7 @@ def test_what_a_stopped_hold_left_queued_is_waited_for_after_the_figures_are_rea
 
     monkeypatch.setattr(Instruments, "read", told("read", Instruments.read))
     monkeypatch.setattr(bench, "complete", told("probe", bench.complete))
-    with contextlib.suppress(TrialVoid), running(tmp_path, 0.0, targets=[Target("ttft", 95, target_ms)]) as s:
+    with contextlib.suppress(TrialVoid), running(subject_of(tmp_path, targets=[Target("ttft", 95, target_ms)])) as s:
         s.hold(RATE_RPS, 3.0, seed=1, name="hold", until_certain=True)
     assert happened == ends
 
@@ -41,7 +41,7 @@ def test_what_a_stopped_hold_left_queued_is_waited_for_after_the_figures_are_rea
 @pytest.mark.parametrize(("late_s", "misses"), [(4.0, True), (2.0, False)])
 def test_a_ramp_shorter_than_its_target_still_shows_who_misses_it(tmp_path, late_s, misses):
     """A second of requests, none of which can be late before three: their misses are seen when it is over."""
-    with running(tmp_path, late_s, targets=[Target("ttft", 95, 3000.0)]) as s:
+    with running(subject_of(tmp_path, targets=[Target("ttft", 95, 3000.0)]), late_s) as s:
         try:
             found = s.ramp(10.0, 80.0, seed=1).observed.missed
         except TrialVoid:

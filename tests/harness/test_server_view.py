@@ -13,11 +13,11 @@ from harness.measurement import Measurement
 from harness.server_view import server_view
 
 sys.path.insert(0, str(Path(__file__).parent))
-from telling import RATE_RPS, Telling, running
+from telling import RATE_RPS, Telling, running, subject_of
 
 
 def held(root, late_s, seconds=5.0, engine=None):
-    with running(root, late_s, engine=engine) as s, contextlib.suppress(TrialVoid):
+    with running(subject_of(root, engine=engine), late_s) as s, contextlib.suppress(TrialVoid):
         # a busy machine is no reason to fail: what was counted is true all the same
         s.hold(RATE_RPS, seconds, seed=1, name="hold", until_certain=False)
     measured = Measurement.model_validate_json((root / "engine/hold/measurement.json").read_bytes())

@@ -15,24 +15,19 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.bench import session
-from harness.engines.base import LaunchPlan, ResolvedModel
 from harness.errors import HostDisturbed, LoadGeneratorSaturated, TrialVoid
-from harness.host import limits
 from harness.judge import judge
 from harness.load.priority import first_in_line
 from harness.measurement import Measurement
 from harness.observe import Target
-from harness.subject import Subject
 from harness.versus import differences, reread
-from scenarios.space import SearchSpace
-from scenarios.spec import Scenario
-from scenarios.words import Words, candidates
 from tuners.evaluate import Hints, evaluate
+
+sys.path.insert(0, str(Path(__file__).parent))
+from telling import running, subject_of
 
 pytestmark = pytest.mark.alone
 
-ENGINE = Path(__file__).with_name("streaming_engine.py")
 TARGET = Target("ttft", 95, 40.0)  # the engine needs 20 ms
 RATE_RPS = 60.0
 
@@ -55,30 +50,6 @@ def realtime():
     """Whether a hog of ours may run before all others."""
     with first_in_line() as granted:
         return granted == "realtime"
-
-
-class Streaming:
-    """As much of an engine as a session asks for."""
-
-    name = "streaming"
-
-    def plan(self, spec, model, config, host):
-        return LaunchPlan(
-            config=config,
-            argv=(sys.executable, "-S", str(ENGINE), "{port}"),
-            env={},
-            base_url="http://127.0.0.1:{port}/v1",
-            served_model="m",
-            health_path="/health",
-            expected_memory_bytes=None,
-            memory_explained="",
-        )
-
-    def classify(self, log, exit_code):
-        return None
-
-    def metrics(self, endpoint):
-        return {}
 
 
 class Watcher:
@@ -127,39 +98,11 @@ def cores():
     os.sched_setaffinity(0, mine)
 
 
-def subject_of(watcher, root):
-    scenario = Scenario.model_validate(
-        {
-            "name": "starved",
-            "model": {"name": "m"},
-            "objective": "meet",
-            "workload": {
-                "arrivals": {"rate": {"rps": RATE_RPS}},
-                "prompt_tokens": {"mean": 8},
-                "output_tokens": {"mean": 4},
-            },
-            "slo": {"ttft": {"target_ms": TARGET.target_ms}},
-            "budget": {"warmup_s": 0.5, "hold_s": 3, "holds": 1},
-        }
-    )
-    return Subject(
-        scenario=scenario,
-        engine=Streaming(),
-        engine_version="1",
-        model=ResolvedModel(scenario.model, "m", reference_variant=""),
-        host=limits(),
-        root=root,
-        observer=watcher,
-        targets=(TARGET,),
-        words=Words.build(candidates(), None),
-    )
-
-
 def measure(watcher, root):
     """What a tuner would be told: an Evaluation, or nothing because the run was void."""
-    subject = subject_of(watcher, root)
+    subject = subject_of(root, targets=(TARGET,), observer=watcher)
     try:
-        with session(subject, SearchSpace("streaming", ()).default(), root / "engine") as s:
+        with running(subject) as s:
             return evaluate(s, subject.scenario, rate_rps=RATE_RPS, seed=1, hints=Hints(RATE_RPS))
     finally:
         watcher.end()
