@@ -7,6 +7,7 @@ packages are part of the fingerprint.
 import hashlib
 import importlib.metadata
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import psutil
 from harness.engines.base import HostLimits
 from harness.measurement import Host
 
+BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
 PACKAGES = ("autotune-serving", "gevent", "gguf", "locust", "numpy", "optuna", "pyarrow", "scipy", "xllamacpp")
 
 
@@ -32,7 +34,13 @@ def limits() -> HostLimits:
             cores = max(1, min(cores, int(int(text[0]) / int(text[1]))))
         else:
             memory = min(memory, int(text[0]))
-    return HostLimits(cores, memory, gpu_memory_bytes())
+    return HostLimits(cores, memory, gpu_memory_bytes(), bfloat16=bool(BFLOAT16.intersection(processor_flags())))
+
+
+def processor_flags(cpuinfo: str = "/proc/cpuinfo") -> frozenset[str]:
+    """What the first processor has, by the kernel's names (x86: flags, Arm: Features); empty where it does not tell."""
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", _read(cpuinfo) or "", re.MULTILINE)
+    return frozenset(found[1].split()) if found else frozenset()
 
 
 def gpu_memory_bytes() -> tuple[int, ...]:

@@ -33,6 +33,7 @@ from scenarios.spec import EngineSpec
 
 STOP_GRACE_S = 5.0
 HEALTH_LIMIT_S = 5.0  # SGLang generates a token, and takes more than a second, before it says that it is healthy
+LAST_WORDS_S = 1.0  # in which an engine that fails at its first prompt may end and say why
 _PROBE_EVERY_S = 0.05
 
 # Words that mean the same in every engine's log. First match wins.
@@ -65,7 +66,7 @@ class Running:
         """Raises EngineCrashed or EngineOutOfMemory when the process has ended."""
         if self.process is not None and self.process.poll() is not None:
             assert self.engine is not None
-            raise _failure(self.engine, self.log_path, self.process.returncode, started=True)
+            raise _ended(self.engine, self.log_path, self.process.returncode)
 
     def tree(self) -> list[psutil.Process]:
         """The engine's processes, without the guard; empty when attached or ended."""
@@ -169,25 +170,22 @@ def _wait_until_ready(engine: Engine, running: Running, deadline: float) -> None
     with httpx.Client(timeout=HEALTH_LIMIT_S, trust_env=False) as client:
         while True:
             if running.process is not None and running.process.poll() is not None:
-                raise _failure(engine, running.log_path, running.process.returncode, started=False)
+                raise _did_not_start(engine, running)
             if time.monotonic() > deadline:
-                raise EngineStartError(
-                    f"{engine.name} was not ready in time (engine.start_timeout_s)",
-                    failure="start_timeout",
-                    log_lines=_decisive_lines(running.log_path),
-                )
+                raise _too_late(engine, running)
             with contextlib.suppress(httpx.HTTPError):
                 if client.get(health).status_code == httpx.codes.OK:
                     break
             time.sleep(_PROBE_EVERY_S)
     try:
         complete(running.endpoint, timeout_s=max(1.0, deadline - time.monotonic()))
+    except httpx.TimeoutException as err:
+        raise _too_late(engine, running) from err
     except httpx.HTTPError as err:
-        running.check()
-        raise EngineStartError(
-            f"{engine.name} says it is healthy but cannot complete a prompt: {err}",
-            log_lines=_decisive_lines(running.log_path),
-        ) from err
+        if running.process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running.process.wait(LAST_WORDS_S)
+        raise _did_not_start(engine, running, f"healthy, but it cannot complete a prompt: {err}") from err
 
 
 def complete(endpoint: Endpoint, *, timeout_s: float) -> None:
@@ -205,22 +203,42 @@ def complete(endpoint: Endpoint, *, timeout_s: float) -> None:
     response.raise_for_status()
 
 
-def _failure(engine: Engine, log_path: Path, exit_code: int, *, started: bool) -> TrialInfeasible:
-    """The class of what happened, from the log's words and the exit status, with the decisive lines."""
-    text = log_path.read_text("utf-8", "replace")
-    kind = engine.classify(text, exit_code) or classify(text, exit_code)
-    lines = _decisive_lines(log_path)
-    how = f"killed by signal {exit_code - 128}" if exit_code > 128 else f"exit status {exit_code}"
-    if started:
-        if kind == "out_of_memory":
-            return EngineOutOfMemory(f"{engine.name} ran out of memory under load ({how})", log_lines=lines)
-        return EngineCrashed(f"{engine.name} ended while it was being measured ({how})", log_lines=lines)
-    if kind == "out_of_memory":
+def _ended(engine: Engine, log_path: Path, exit_code: int) -> TrialInfeasible:
+    """What became of an engine that had answered before."""
+    lines, how = _decisive_lines(log_path), _exit(exit_code)
+    if _reason(engine, log_path, exit_code) == "out_of_memory":
+        return EngineOutOfMemory(f"{engine.name} ran out of memory under load ({how})", log_lines=lines)
+    return EngineCrashed(f"{engine.name} ended while it was being measured ({how})", log_lines=lines)
+
+
+def _did_not_start(engine: Engine, running: Running, otherwise: str = "") -> TrialInfeasible:
+    """What became of an engine that has not answered yet. ``otherwise``: what is wrong where it has not ended."""
+    exit_code = running.process.returncode if running.process is not None else None
+    how = otherwise if exit_code is None else _exit(exit_code)
+    lines, failure = _decisive_lines(running.log_path), _reason(engine, running.log_path, exit_code) or "start_failed"
+    if failure == "out_of_memory":
         return EngineOutOfMemory(f"{engine.name} did not start: out of memory ({how})", log_lines=lines)
-    failure = kind or "start_failed"
     return EngineStartError(
         f"{engine.name} did not start: {failure.replace('_', ' ')} ({how})", failure=failure, log_lines=lines
     )
+
+
+def _too_late(engine: Engine, running: Running) -> EngineStartError:
+    return EngineStartError(
+        f"{engine.name} was not ready in time (engine.start_timeout_s)",
+        failure="start_timeout",
+        log_lines=_decisive_lines(running.log_path),
+    )
+
+
+def _reason(engine: Engine, log_path: Path, exit_code: int | None) -> FailureClass | None:
+    """From the log's words and the exit status."""
+    text = log_path.read_text("utf-8", "replace")
+    return engine.classify(text, exit_code) or classify(text, exit_code)
+
+
+def _exit(exit_code: int) -> str:
+    return f"killed by signal {exit_code - 128}" if exit_code > 128 else f"exit status {exit_code}"
 
 
 def classify(log: str, exit_code: int | None) -> FailureClass | None:

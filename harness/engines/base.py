@@ -39,6 +39,7 @@ class HostLimits:
     cores: int
     memory_bytes: int
     gpu_memory_bytes: tuple[int, ...] = ()  # of each GPU
+    bfloat16: bool = True  # the processor computes in it; False: it is emulated
 
 
 @dataclass(frozen=True, slots=True)

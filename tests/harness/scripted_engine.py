@@ -37,7 +37,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
-        if behaviour == "cannot-complete":
+        if behaviour == "never-completes":
+            time.sleep(600)
+        if behaviour == "killed-by-a-prompt":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if behaviour == "lacks-a-kernel":
+            print("error: int4 is not supported on this processor", file=sys.stderr, flush=True)
+        if behaviour in ("cannot-complete", "lacks-a-kernel"):
             self.send_error(500, "no")
             return
         self._answer({"choices": [{"text": "x"}]})

@@ -73,6 +73,8 @@ def test_ready_means_that_it_completed_something_and_leaving_ends_it(tmp_path):
         ("bad-model", EngineStartError, "bad_model", "failed to load model"),
         ("killed", EngineOutOfMemory, "out_of_memory", "killed by signal 9"),
         ("cannot-complete", EngineStartError, "start_failed", "cannot complete a prompt"),
+        ("lacks-a-kernel", EngineStartError, "unsupported", "int4 is not supported on this processor"),
+        ("killed-by-a-prompt", EngineOutOfMemory, "out_of_memory", "killed by signal 9"),
     ],
 )
 def test_a_failed_start_has_its_class_and_the_logs_own_words(tmp_path, behaviour, error, failure, words):
@@ -83,11 +85,12 @@ def test_a_failed_start_has_its_class_and_the_logs_own_words(tmp_path, behaviour
     assert processes_of(behaviour) == []
 
 
-def test_an_engine_that_is_never_ready_is_given_up_and_ended(tmp_path):
-    with pytest.raises(EngineStartError) as caught, start("never-ready", tmp_path, start_timeout_s=0.5):
+@pytest.mark.parametrize("behaviour", ["never-ready", "never-completes"])
+def test_an_engine_that_is_never_ready_is_given_up_and_ended(tmp_path, behaviour):
+    with pytest.raises(EngineStartError) as caught, start(behaviour, tmp_path, start_timeout_s=0.5):
         pass
     assert caught.value.failure == "start_timeout"
-    assert processes_of("never-ready") == []
+    assert processes_of(behaviour) == []
 
 
 def test_a_taken_port_is_named_as_such(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -296,6 +297,17 @@ class TestMemory:
             plan(Vllm(), llama, HostLimits(8, 64 * GIB))
 
 
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float32"])
+def test_a_precision_that_the_processor_emulates_is_told(smollm, llama, dtype):
+    without = replace(BOX, bfloat16=False)
+    slow = plan(VllmCpu(), smollm, without, dtype=dtype)
+    said = f"dtype={dtype}: this CPU emulates bfloat16; float32 may be many times faster"
+    assert slow.notices == (() if dtype == "float32" else (said,))
+    quick = plan(VllmCpu(), smollm, BOX, dtype=dtype)
+    assert (quick.notices, quick.argv) == ((), slow.argv)
+    assert plan(Vllm(), llama, replace(H100, bfloat16=False)).notices == ()
+
+
 class TestWords:
     @pytest.mark.parametrize(
         ("line", "failure"),
@@ -315,6 +327,10 @@ class TestWords:
             ("safetensors_rust.SafetensorError: Error while deserializing header: HeaderTooLarge", "bad_model"),
             ('ValueError("type fp8e4nv not supported in this architecture.")', "unsupported"),
             ("ValueError: Unknown quantization method: int3", "unsupported"),
+            (
+                "ERROR 11-28 21:12:05 [x.py:1] AttributeError: '_OpNamespace' '_C' object has no attribute 'x'",
+                "unsupported",
+            ),
             ("OSError: [Errno 98] Address already in use", "port_taken"),
             ("RuntimeError: something nobody has seen", "start_failed"),
         ],

@@ -1,11 +1,14 @@
 """Quantised checkpoints of a real small model: built by the real builders, served by the real vLLM, and asked."""
 
+from pathlib import Path
+
 import httpx
 import pytest
 
 from harness.engines.environments import interpreter
 from harness.engines.vllm import words
 from harness.engines.vllm.adapter import Vllm
+from harness.errors import EngineStartError
 from harness.host import limits
 from harness.models import quantise, store
 from harness.models.hugging_face import PUBLISHED
@@ -21,6 +24,8 @@ KERNELS = {
     "fp8-dynamic": "FP8ScaledMMLinearKernel",
     "gptq-int4": "WNA16LinearKernel",
 }
+
+NEEDS_AVX512 = ("gptq-int4",)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +66,13 @@ def test_it_is_built_and_served(engine, smollm, own_cache, scheme, tmp_path):
     assert made.size_bytes < 0.65 * sum(file.stat().st_size for file in model.variants[PUBLISHED].iterdir())
     if SCHEMES[scheme].calibrated:
         assert max(done for done, total, _ in told if total == 30) == 30  # layers
-    log = tmp_path / "log"
-    assert "Paris" in answer(engine, EngineSpec(name="vllm-cpu", start_timeout_s=600), model, scheme, log)
+    spec, log = EngineSpec(name="vllm-cpu", start_timeout_s=600), tmp_path / "log"
+    if scheme in NEEDS_AVX512 and "avx512f" not in Path("/proc/cpuinfo").read_text():
+        with pytest.raises(EngineStartError) as caught:
+            answer(engine, spec, model, scheme, log)
+        assert caught.value.failure == "unsupported"
+        return
+    assert "Paris" in answer(engine, spec, model, scheme, log)
     text = log.read_text()
     assert words.resolved(text)["quantization"] in ("compressed-tensors", "gptq", "auto_gptq")
     assert KERNELS[scheme] in text

@@ -4,20 +4,26 @@ import json
 import re
 import shutil
 import signal
+import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
 
 from harness.bench import session
 from harness.engines.vllm import words
+from harness.engines.vllm.adapter import Vllm
 from harness.errors import EngineHung, TrialVoid
 from harness.measurement import Measurement
 from harness.observe import Target
 from harness.subject import prepare
 from scenarios.spec import Scenario
 from tuners.settle import build_words
+
+sys.path.insert(0, str(Path(__file__).parent))
+import parrots
 
 RATE_RPS = 4.0
 QUICK_START = {"enforce_eager": True, "dtype": "float32"}  # bfloat16 is 15 times slower where a CPU emulates it
@@ -137,19 +143,33 @@ def test_dummies_are_served_without_a_file_of_weights(smollm, tmp_path):
     assert measured.server.requests == measured.n_sent
 
 
-def test_a_model_drafts_for_itself_and_is_nearly_always_right(smollm, tmp_path):
-    model = {"path": path_of(smollm), "draft": {"method": "draft_model", "path": path_of(smollm)}}
-    chosen = {"speculation": "draft_model", "speculative_tokens": 3}
-    with started(tmp_path, model, chosen) as s:
-        assert json.loads(s.plan.argv[s.plan.argv.index("--speculative-config") + 1])["method"] == "draft_model"
+def its_own_draft(method, smollm, folder):
+    """A real model that drafts for itself, or a small one that says the last token again with a head that knows it."""
+    if method == "draft_model":
+        return {"path": path_of(smollm), "draft": {"method": method, "path": path_of(smollm)}}
+    parrot = parrots.model(folder / "parrot", smollm.variants["published"], mtp=method == "mtp")
+    if method == "mtp":
+        return {"path": str(parrot), "draft": {"method": method}}
+    return {
+        "path": str(parrot),
+        "draft": {"method": method, "path": str(parrots.head(folder / method, parrot, method))},
+    }
+
+
+@pytest.mark.parametrize("method", Vllm.draft_methods)
+def test_what_knows_the_model_drafts_and_is_nearly_always_right(method, smollm, tmp_path):
+    chosen = {"speculation": method, "speculative_tokens": 3}
+    with started(tmp_path, its_own_draft(method, smollm, tmp_path), chosen) as s:
+        assert json.loads(s.plan.argv[s.plan.argv.index("--speculative-config") + 1])["method"] == method
         log = s.running.log_path.read_text()
-        assert words.resolved(log)["speculation"] == "draft_model"
+        assert words.resolved(log)["speculation"] == method
         assert s.subject.engine.disagreements(s.plan, log) == ()
         foreseen = re.search(r"\(([\d,]+) tokens", s.plan.memory_explained)[1].replace(",", "")
         assert int(words.resolved(log)["kv_cache_tokens"]) == pytest.approx(int(foreseen), rel=2e-3), (
-            "half of without it"
+            "what drafts keeps its own of each token"
         )
-        measured = held(with_words(s), RATE_RPS / 8, seconds=6, seed=2, name="hold")
+        rate_rps = RATE_RPS / 8 if method == "draft_model" else RATE_RPS
+        measured = held(with_words(s), rate_rps, seconds=6, seed=2, name="hold")
     print(measured.server.model_dump_json(indent=1))
     assert measured.errors == {}
     assert measured.server.accepted_share > 0.9

@@ -3,7 +3,7 @@
 It runs in an environment of its own (`engine.python`, or what `autotune engines install` made). Knows nothing of load.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from harness.engines import asking, installed, memory
@@ -101,7 +101,7 @@ class Vllm:
             expected_memory_bytes=planned.expected_bytes,
             memory_explained=planned.explained,
             request_extras={"ignore_eos": True},
-            notices=tuple(notices),
+            notices=(*notices, *([] if self.cuda else _emulated(about, k, host))),
         )
 
     def classify(self, log: str, exit_code: int | None) -> FailureClass | None:
@@ -126,6 +126,12 @@ class VllmCpu(Vllm):
     name = "vllm-cpu"
     cuda = False
     environment = {**NO_TELEMETRY, **COMPILED_ONCE}
+
+
+def _emulated(about: HfShape, k: Mapping[str, Value], host: HostLimits) -> Iterator[str]:
+    computes_in = about.dtype if k["dtype"] == memory.AUTO else k["dtype"]
+    if computes_in == "bfloat16" and not host.bfloat16:
+        yield f"dtype={k['dtype']}: this CPU emulates bfloat16; float32 may be many times faster"
 
 
 def _budget(engine: str, k: Mapping[str, Value], known: Mapping[str, Flag] | None) -> memory.Budget:
