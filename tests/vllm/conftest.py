@@ -14,7 +14,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "tests/vllm/" in str(item.path):
             item.add_marker(pytest.mark.vllm)
-            item.add_marker(pytest.mark.timeout(900))
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(900))
 
 
 @pytest.fixture(scope="session")
