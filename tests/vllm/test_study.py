@@ -15,7 +15,7 @@ from tuners.results import Winner
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 from command_line import finish, start
 
-pytestmark = pytest.mark.timeout(2500)
+pytestmark = pytest.mark.timeout(3700)
 CLOZE = Path(datasets.__file__).with_name("cloze.jsonl")
 QUESTIONS = 60
 SHORT = {"trials": 4, "warmup_s": 1, "ramp_s": 5, "hold_s": 4, "holds": 2, "certify_s": 16, "void_retries": 5}
@@ -27,10 +27,11 @@ def study(smollm, tmp_path_factory):
     home = tmp_path_factory.mktemp("study")
     document = load("vllm-cpu-smollm2").to_dict()
     document["budget"].update(SHORT)
+    document["slo"]["tpot"]["times_unloaded"] = 20  # a CPU that emulates bfloat16 takes two seconds for a prompt
     document["quality"]["tasks"] = [{"task": "questions.jsonl", "margin": 0.2}]
     (home / "questions.jsonl").write_text("".join(CLOZE.read_text().splitlines(keepends=True)[:QUESTIONS]))
     (home / "short.yaml").write_text(yaml.safe_dump(document))
-    told = finish(start("tune", "short.yaml", "--run", "run", cwd=home), 2400)
+    told = finish(start("tune", "short.yaml", "--run", "run", cwd=home), 3600)
     if told.returncode == 3:
         pytest.skip(f"this machine is too busy: {told.stderr.splitlines()[0]}")
     assert told.returncode in (0, 1), told.stderr
