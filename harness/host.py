@@ -34,7 +34,12 @@ def limits() -> HostLimits:
             cores = max(1, min(cores, int(int(text[0]) / int(text[1]))))
         else:
             memory = min(memory, int(text[0]))
-    return HostLimits(cores, memory, gpu_memory_bytes(), bfloat16=bool(BFLOAT16.intersection(processor_flags())))
+    return HostLimits(cores, memory, gpu_memory_bytes(), computes_bfloat16(processor_flags()))
+
+
+def computes_bfloat16(flags: frozenset[str]) -> bool:
+    """A kernel that tells no flags is not taken to lack it."""
+    return not flags or bool(flags & BFLOAT16)
 
 
 def processor_flags(cpuinfo: str = "/proc/cpuinfo") -> frozenset[str]:

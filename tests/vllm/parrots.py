@@ -35,8 +35,8 @@ Weights = dict[str, NDArray[np.float32]]
 def model(folder: Path, tokenizer_of: Path, *, mtp: bool) -> Path:
     """Llama; with ``mtp`` MiMo, whose further layer drafts."""
     vocabulary = json.loads((tokenizer_of / "config.json").read_text())["vocab_size"]
-    words = np.random.default_rng(0).standard_normal((vocabulary, HIDDEN), np.float32)
-    weights = {"model.embed_tokens.weight": words, "lm_head.weight": words.copy(), "model.norm.weight": _ones()}
+    weights = {f"{name}.weight": _words(vocabulary) for name in ("model.embed_tokens", "lm_head")}
+    weights["model.norm.weight"] = _ones()
     for number in range(LAYERS):
         weights |= _layer(f"model.layers.{number}.", biased=mtp)
     config = {**CONFIG, "vocab_size": vocabulary, "model_type": "llama", "architectures": ["LlamaForCausalLM"]}
@@ -60,20 +60,19 @@ def head(folder: Path, of: Path, method: str) -> Path:
         del weights["layers.0.input_layernorm.weight"]
         weights["fc.weight"] = _handing_on(0, of=2)
     else:
-        words = np.random.default_rng(0).standard_normal((config["vocab_size"], HIDDEN), np.float32)
-        weights |= {"fc.weight": _handing_on(0, of=3), "midlayer.hidden_norm.weight": _ones(), "norm.weight": _ones()}
-        weights["lm_head.weight"] = words
+        weights |= {"fc.weight": _handing_on(0, of=3), "lm_head.weight": _words(config["vocab_size"])}
+        weights |= {"midlayer.hidden_norm.weight": _ones(), "norm.weight": _ones()}
     _written(folder, config, weights)
     return folder
 
 
 def _layer(prefix: str, *, biased: bool, wide: bool = False) -> Weights:
     """``wide``: it attends to two vectors side by side."""
-    rng, into, narrow = np.random.default_rng(1), HIDDEN * (2 if wide else 1), HEAD_DIM
+    rng, into = np.random.default_rng(1), HIDDEN * (2 if wide else 1)
     made = {
         "self_attn.q_proj.weight": (HIDDEN, into),
-        "self_attn.k_proj.weight": (narrow, into),
-        "self_attn.v_proj.weight": (narrow, into),
+        "self_attn.k_proj.weight": (HEAD_DIM, into),
+        "self_attn.v_proj.weight": (HEAD_DIM, into),
         "mlp.gate_proj.weight": (INTERMEDIATE, HIDDEN),
         "mlp.up_proj.weight": (INTERMEDIATE, HIDDEN),
     }
@@ -90,8 +89,11 @@ def _layer(prefix: str, *, biased: bool, wide: bool = False) -> Weights:
 
 def _handing_on(place: int, *, of: int) -> NDArray[np.float32]:
     """The matrix that takes one of several vectors side by side as it is, and nothing of the others."""
-    blocks = [np.eye(HIDDEN, dtype=np.float32) * (number == place) for number in range(of)]
-    return np.hstack(blocks).astype(np.float32)
+    return np.hstack([np.eye(HIDDEN, dtype=np.float32) * (number == place) for number in range(of)])
+
+
+def _words(vocabulary: int) -> NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal((vocabulary, HIDDEN), np.float32)
 
 
 def _ones() -> NDArray[np.float32]:

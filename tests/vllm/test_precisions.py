@@ -1,7 +1,5 @@
 """Quantised checkpoints of a real small model: built by the real builders, served by the real vLLM, and asked."""
 
-from pathlib import Path
-
 import httpx
 import pytest
 
@@ -9,7 +7,7 @@ from harness.engines.environments import interpreter
 from harness.engines.vllm import words
 from harness.engines.vllm.adapter import Vllm
 from harness.errors import EngineStartError
-from harness.host import limits
+from harness.host import limits, processor_flags
 from harness.models import quantise, store
 from harness.models.hugging_face import PUBLISHED
 from harness.models.schemes import SCHEMES
@@ -24,7 +22,6 @@ KERNELS = {
     "fp8-dynamic": "FP8ScaledMMLinearKernel",
     "gptq-int4": "WNA16LinearKernel",
 }
-
 NEEDS_AVX512 = ("gptq-int4",)
 
 
@@ -67,7 +64,7 @@ def test_it_is_built_and_served(engine, smollm, own_cache, scheme, tmp_path):
     if SCHEMES[scheme].calibrated:
         assert max(done for done, total, _ in told if total == 30) == 30  # layers
     spec, log = EngineSpec(name="vllm-cpu", start_timeout_s=600), tmp_path / "log"
-    if scheme in NEEDS_AVX512 and "avx512f" not in Path("/proc/cpuinfo").read_text():
+    if scheme in NEEDS_AVX512 and "avx512f" not in processor_flags():
         with pytest.raises(EngineStartError) as caught:
             answer(engine, spec, model, scheme, log)
         assert caught.value.failure == "unsupported"

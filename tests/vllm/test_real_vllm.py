@@ -17,7 +17,7 @@ from harness.engines.vllm import knobs, words
 from harness.engines.vllm.adapter import VllmCpu
 from harness.engines.vllm.package import VLLM
 from harness.errors import EngineCrashed, EngineOutOfMemory, EngineStartError, TrialInfeasible
-from harness.host import limits
+from harness.host import limits, processor_flags
 from harness.supervise import launch
 from scenarios.spec import EngineSpec
 
@@ -103,7 +103,7 @@ class TestFailures:
         error = self.failure(engine, with_argv(planned(engine, smollm), "--quantization", "int3"), tmp_path)
         assert error.failure in ("bad_flag", "unsupported")
 
-    @pytest.mark.skipif("avx512f" in Path("/proc/cpuinfo").read_text(), reason="this CPU has AVX-512")
+    @pytest.mark.skipif("avx512f" in processor_flags(), reason="this CPU has AVX-512")
     def test_an_fp8_cache_needs_avx512(self, engine, smollm, tmp_path):
         plan = planned(engine, smollm, kv_cache_dtype="fp8", enforce_eager=True)
         assert self.failure(engine, plan, tmp_path).failure == "unsupported"
