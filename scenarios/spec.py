@@ -13,6 +13,7 @@ from scenarios.fields import Count, Name, Positive, Seed, Share, Spec
 from scenarios.space import Value, digest
 from scenarios.traffic import Promises, Target, Workload
 
+MOST_BLOCKS = 100
 ENVIRONMENT_NAME_RULE = "must be the NAME of an environment variable, such as MY_API_KEY, never the key itself"
 
 
@@ -201,8 +202,10 @@ class Budget(Spec):
     ramp_s: Positive = Field(10.0, description="Length of the ramp that brackets a configuration's capacity.")
     hold_s: Positive = Field(8.0, description="Length of one hold at a constant rate.")
     holds: Count = Field(3, description="Most holds per capacity estimate.")
-    finalist_blocks: Annotated[int, Field(ge=2, le=100)] = Field(
-        3, description="Paired repeats of finalists and default."
+    finalist_blocks: Annotated[int, Field(ge=2, le=MOST_BLOCKS)] = Field(
+        3,
+        description="Paired repeats of finalists and default. A gain's interval is Student's: at 95 % it reaches 12.7 "
+        "standard errors to either side with two, 4.3 with three, 3.2 with four.",
     )
     certify_s: Positive = Field(60.0, description="Longest run to certify the winner's P95 promise.")
     void_retries: Annotated[int, Field(ge=0, le=100)] = 2

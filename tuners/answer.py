@@ -11,7 +11,8 @@ from typing import Any
 
 from harness.engines.base import LaunchPlan
 from harness.measurement import QualityVerdict
-from scenarios.spec import Scenario
+from harness.stats.intervals import pairs_to_decide
+from scenarios.spec import MOST_BLOCKS, Scenario
 from tuners.evaluate import SCORE_UNITS
 from tuners.results import Certification, FinalistSummary, TrialResult, Winner
 from tuners.select import CONTROL, Choice, nearest_miss
@@ -91,7 +92,10 @@ def on_port(argv: Sequence[str], port: int = DEPLOY_PORT) -> list[str]:
 def _reason(e: Evidence, unmeasured_gain: bool) -> str:
     if e.chosen == CONTROL:
         accurate = " while keeping its accuracy" if e.choice.order else ""
-        return f"No configuration beat the defaults significantly on held-out traffic{accurate}. Keep the defaults."
+        return (
+            f"No configuration beat the defaults significantly on held-out traffic{accurate}. Keep the defaults."
+            f"{_unproven(e.choice)}"
+        )
     if unmeasured_gain:
         return f"Trial {e.chosen:03d} meets every target on held-out traffic; the defaults do not."
     gain = next(s.gain for s in e.choice.summaries if s.trial == e.chosen)
@@ -100,6 +104,20 @@ def _reason(e: Evidence, unmeasured_gain: bool) -> str:
     return (
         f"Trial {e.chosen:03d} gives {gain.value:.2f} times what the defaults give on held-out traffic "
         f"({gain.confidence:.1%} interval {gain.low:.2f} to {gain.high:.2f}){kept}."
+    )
+
+
+def _unproven(choice: Choice) -> str:
+    """The finalist that looked best, where too few blocks say so, and how many would do."""
+    gains = ((s.gain.value or 0.0, s.trial, s.gain) for s in choice.summaries if s.gain and s.trial not in choice.order)
+    ratio, trial, gain = max(gains, key=lambda found: found[0], default=(0.0, CONTROL, None))
+    if gain is None or ratio <= 1:
+        return ""
+    enough = pairs_to_decide(gain, MOST_BLOCKS)
+    hint = f"; about {enough} would decide (budget.finalist_blocks)" if enough else ""
+    return (
+        f" Trial {trial:03d} gave {ratio:.2f} times as much, but {gain.n} blocks leave that open "
+        f"({gain.confidence:.1%} interval {gain.low:.3g} to {gain.high:.3g}){hint}."
     )
 
 

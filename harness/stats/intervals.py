@@ -86,6 +86,22 @@ def ratio_interval(pairs: Sequence[tuple[float, float]], confidence: float = CON
     return log_ratio.model_copy(update={end: None if log is None else math.exp(log) for end, log in ends.items()})
 
 
+def pairs_to_decide(ratio: Estimate, most: int) -> int | None:
+    """How many pairs would leave 1 outside a `ratio_interval`, if all scatter about its value as its own did.
+
+    The least n with t(n - 1) s / sqrt(n) < |mean log ratio|, s from the interval; None if that is more than ``most``,
+    or if one pair had no interval.
+    """
+    if ratio.value is None or not ratio.low:
+        return None
+    mean, half = abs(math.log(ratio.value)), math.log(ratio.value / ratio.low)
+
+    def factor(n: int) -> float:
+        return float(stats.t.ppf((1 + ratio.confidence) / 2, n - 1)) / math.sqrt(n)
+
+    return next((n for n in range(2, most + 1) if half * factor(n) / factor(ratio.n) < mean), None)
+
+
 def binomial_upper(k: int, n: int, confidence: float = CONFIDENCE) -> float:
     """One-sided upper bound of a probability after k successes in n trials (Clopper and Pearson 1934)."""
     if not 0 <= k <= n or n == 0:

@@ -1,6 +1,7 @@
 """The command line as people run it, and what it must not leave behind."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -25,7 +26,12 @@ def start(*argv, cwd, **env) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen, timeout_s: float = 150) -> subprocess.CompletedProcess:
-    out, err = process.communicate(timeout=timeout_s)
+    try:
+        out, err = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)  # its engine must not run on beside the next test
+        out, err = process.communicate(timeout=60)
+        raise AssertionError(f"not done after {timeout_s:.0f} s; said last: {err[-2000:]}") from None
     assert "Traceback" not in err, err
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 

@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from harness.stats.intervals import binomial_upper, mean_interval, percentile, percentile_interval, ratio_interval
+from harness.stats.intervals import (
+    binomial_upper,
+    mean_interval,
+    pairs_to_decide,
+    percentile,
+    percentile_interval,
+    ratio_interval,
+)
 
 
 @given(
@@ -89,6 +96,25 @@ def test_one_pair_has_a_ratio_but_no_interval():
     assert found.value == pytest.approx(1.5)
     assert found.low is None
     assert found.high is None
+
+
+def ratios(n, mean, spread):
+    """``n`` pairs whose log ratios have exactly this mean and standard deviation."""
+    z = np.arange(n) - (n - 1) / 2
+    return [(float(np.exp(mean + spread * d)), 1.0) for d in z / z.std(ddof=1)]
+
+
+@pytest.mark.parametrize(("gain", "spread"), [(2.0, 0.3), (1.1, 0.1), (0.5, 0.2), (1.02, 0.05)])
+def test_so_many_pairs_decide_and_one_fewer_does_not(gain, spread):
+    enough = pairs_to_decide(ratio_interval(ratios(2, np.log(gain), spread)), most=100)
+    for n, decided in ((enough, True), (enough - 1, False)):
+        found = ratio_interval(ratios(n, np.log(gain), spread))
+        assert (found.low > 1 or found.high < 1) == decided
+
+
+def test_no_number_of_pairs_is_named_that_may_not_be_asked_for():
+    assert pairs_to_decide(ratio_interval(ratios(4, 0.001, 0.3)), most=100) is None
+    assert pairs_to_decide(ratio_interval([(3.0, 2.0)]), most=100) is None
 
 
 @pytest.mark.parametrize("pairs", [[(1.0, 0.0)], [(-1.0, 2.0)], []])

@@ -134,6 +134,30 @@ def test_keep_the_defaults_when_nothing_is_better(tmp_path):
     assert "Keep the defaults" in winner.reason
 
 
+@pytest.mark.parametrize(
+    ("spread", "interval", "hint"),
+    [  # 12 requests/s beside 8; of two blocks, by Student: 1.5 times exp(+-12.706 ln(spread) / 2)
+        (1.3, "0.283 to 7.94", "; about 4 would decide (budget.finalist_blocks)"),
+        (1e4, "5.8e-26 to 3.88e+25", ""),  # more than may be asked for
+    ],
+)
+def test_a_gain_that_two_blocks_cannot_prove_is_told_with_how_many_would(tmp_path, spread, interval, hint):
+    class Noisy(Law):
+        def final(self, block, position, trial, control):
+            run = super().final(block, position, trial, control)
+            noise = spread ** (block - 0.5) if trial.number else 1.0
+            return run.model_copy(update={"score": run.score * noise})
+
+    run = study(tmp_path / "run", asked=scenario(finalist_blocks=2), space=SPACE.narrowed({"variant": ("f16", "q8")}))
+    run.laboratory = Noisy(run.laboratory.subject)
+    winner = run.run()
+    assert winner.outcome == "keep_defaults"
+    assert winner.reason.endswith(
+        f"Keep the defaults. Trial 001 gave 1.50 times as much, but 2 blocks leave that open "
+        f"(95.0% interval {interval}){hint}."
+    )
+
+
 def test_a_finalist_that_only_the_full_tasks_expose_is_passed_over(tmp_path):
     run = study(tmp_path / "run", screen_catches=False, asked=scenario(trials=20))
     winner = run.run()
