@@ -198,7 +198,9 @@ class Budget(Spec):
     wall_clock_s: Positive | None = Field(
         None, description="Of all trials together; an attempt that was void and repeated does not count."
     )
-    warmup_s: Annotated[float, Field(ge=0)] = 2.0
+    warmup_s: Annotated[float, Field(ge=0)] = Field(
+        2.0, description="At the start of each hold, not judged: longer than an answer under load takes."
+    )
     ramp_s: Positive = Field(10.0, description="Length of the ramp that brackets a configuration's capacity.")
     hold_s: Positive = Field(8.0, description="Length of one hold at a constant rate.")
     holds: Count = Field(3, description="Most holds per capacity estimate.")
