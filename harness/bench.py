@@ -313,6 +313,11 @@ class Session:
             (folder / "verdict.json").write_text(verdict.model_dump_json(indent=2) + "\n", encoding="utf-8")
         except OSError as err:
             raise unusable(folder, err) from err
+        if kind == "hold" and observed.filling and not load.stopped_early:
+            subject.observer.note(
+                "  the engine was still filling up when the hold ended: whether it keeps up is not known; "
+                "budget.warmup_s should be longer than an answer under load takes"
+            )
         for line in seen.server.disagreements if seen.server else ():
             subject.observer.note(f"  {line}")
         if verdict.outcome == "VOID":

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -79,18 +80,28 @@ class RunContext:
     engine_memory_share: float | None = None  # its peak, of the machine's memory; None: not observable
 
 
+class Limit(NamedTuple):
+    """What a saturated engine completed once it was full: so many requests, and per second."""
+
+    n: int
+    rps: float
+
+
 @dataclass(frozen=True, slots=True)
 class Observed:
     """A measurement with the request by request series that a verdict needs, in order of intended time.
 
     ``series``: metric -> latencies in ms of the requests that say something about it, for every target.
     ``missed``: whether a request missed any target, for those where that is settled, due at ``t_int_s``.
+    ``limit``: None: not saturated. ``filling``: the engine was still filling up at the end, so that cannot be said.
     """
 
     measurement: Measurement
     series: Mapping[str, FloatArray]
     missed: BoolArray
     t_int_s: FloatArray
+    limit: Limit | None = None
+    filling: bool = False
 
 
 def summarise(records: Path, context: RunContext) -> Observed:
@@ -152,7 +163,12 @@ def summarise(records: Path, context: RunContext) -> Observed:
         tokens_from_chunks=int((answered & np.isnan(column(judged, "output_tokens"))).sum()),
     )
     series = {t.metric: said[t.metric] for t in context.targets}
-    return Observed(measurement, series, missed[settled], t_int_s[settled])
+    limit = None
+    if steady and steady.saturated:
+        n = int(((done_s >= steady.start_s) & (done_s < end_s)).sum())
+        limit = Limit(n, _per_second(n, end_s - steady.start_s))
+    filling = steady is not None and steady.filling
+    return Observed(measurement, series, missed[settled], t_int_s[settled], limit, filling)
 
 
 def latencies_ms(records: pa.Table, targets_ms: Mapping[str, float]) -> dict[str, FloatArray]:

@@ -156,7 +156,7 @@ def _probe(loaded: Loaded, rate_rps: float) -> Probe:
     passed = within and m.n_judged > 0 and not m.saturated and not cut_short
     load = _load(m)
     count, worst = _worst(loaded)
-    seconds = m.window_s[1] - m.window_s[0]
+    limit = loaded.observed.limit
     return Probe(
         kind="hold",
         rate_rps=rate_rps,
@@ -167,8 +167,8 @@ def _probe(loaded: Loaded, rate_rps: float) -> Probe:
         tolerated=(100 - count.percentile) / 100,
         load_se=worst.se if worst else None,
         deflation=worst.deflation if worst else LEAST_DEFLATION,
-        limit_rps=m.throughput_rps if m.saturated and m.throughput_rps > 0 else None,
-        limit_n=round(m.throughput_rps * seconds) if m.saturated else 0,
+        limit_rps=limit.rps if limit and limit.n else None,
+        limit_n=limit.n if limit else 0,
     )
 
 

@@ -167,8 +167,9 @@ class VirtualProber:
         load, misses, n, percentile = worst
         steady = steadiness(run.requests.arrival_s, np.minimum(run.done_s, np.inf), window_s)
         saturated = steady is not None and steady.saturated
-        done = int(((run.done_s >= window_s[0]) & (run.done_s < window_s[1])).sum())
-        seconds = window_s[1] - window_s[0]
+        start_s = steady.start_s if steady else window_s[0]
+        done = int(((run.done_s >= start_s) & (run.done_s < window_s[1])).sum())
+        seconds = window_s[1] - start_s
         limited = saturated and done > 0 and seconds > 0
         passed = within and not saturated and not cut_short
         told = math.exp(min(load.log_load, math.log(capacity.LOAD_CAP)))

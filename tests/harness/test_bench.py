@@ -38,6 +38,14 @@ def test_what_a_stopped_hold_left_queued_is_waited_for_after_the_figures_are_rea
     assert happened == ends
 
 
+@pytest.mark.parametrize("late_s", [0.0, 4.0])
+def test_a_hold_that_ends_before_the_first_answer_says_what_it_does_not_know(tmp_path, late_s):
+    subject = subject_of(tmp_path, targets=[Target("ttft", 95, 6000.0)])
+    with contextlib.suppress(TrialVoid), running(subject, late_s) as s:
+        s.hold(RATE_RPS, 3.0, seed=1, name="hold", until_certain=True)
+    assert any("still filling up" in note for note in subject.observer.notes) == (late_s > 0)
+
+
 @pytest.mark.parametrize(("late_s", "misses"), [(4.0, True), (2.0, False)])
 def test_a_ramp_shorter_than_its_target_still_shows_who_misses_it(tmp_path, late_s, misses):
     """A second of requests, none of which can be late before three: their misses are seen when it is over."""

@@ -226,12 +226,21 @@ def test_gaps_are_pooled_over_answers(observe):
 
 def test_saturation_is_seen(observe):
     rows = [request(20.0 * i, chunks=(100.0 + 20 * i, 110.0 + 20 * i)) for i in range(200)]
-    found = observe(rows, window_end_s=4.0).measurement
+    seen = observe(rows, window_end_s=4.0)
+    found = seen.measurement
     assert found.saturated
     assert not found.steady
     assert found.completions_per_arrival == pytest.approx(0.5, abs=0.05)
-    calm = observe(steady_requests(200)).measurement
-    assert (calm.steady, calm.saturated) == (True, False)
+    assert seen.limit.rps == pytest.approx(25, abs=1)
+    assert seen.limit.n < 100, "only what was completed since it was full"
+    calm = observe(steady_requests(200))
+    assert (calm.measurement.steady, calm.measurement.saturated) == (True, False)
+    assert (calm.limit, calm.filling) == (None, False)
+
+
+def test_a_run_shorter_than_an_answer_tells_nothing_of_saturation(observe):
+    seen = observe([request(100.0 * i, chunks=(100.0, 8000.0)) for i in range(50)], window_end_s=5.0)
+    assert (seen.measurement.steady, seen.measurement.saturated, seen.filling) == (False, False, True)
 
 
 def test_a_closed_loop_ends_with_its_last_answer(observe):

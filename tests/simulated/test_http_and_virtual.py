@@ -42,7 +42,7 @@ class Silent:
 def scenario_of(name, **workload):
     document = load(name).to_dict()
     document["workload"].update(workload)
-    document["engine"]["accelerator"] = "l40s"
+    document["engine"]["accelerator"] = "rtx4090"
     document["budget"]["warmup_s"] = 0
     return Scenario.model_validate(document)
 

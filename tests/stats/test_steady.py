@@ -40,7 +40,8 @@ def test_a_regular_load_is_seen_through_in_fifty_requests():
     found = steadiness(arrived, 1.25 * (arrived + 1), (0.0, 49.0))
     assert found.saturated
     assert found.slope == pytest.approx(0.8, abs=0.03)
-    assert found.growth == pytest.approx(10, abs=1)
+    assert found.growth == pytest.approx(0.2 * (49 - found.start_s), abs=1)
+    assert found.start_s < 15
     assert steadiness(arrived, arrived + 7.3, (10.0, 49.0)).steady
 
 
@@ -63,6 +64,45 @@ def test_a_draining_backlog_is_neither_steady_nor_saturated():
     found = steadiness(arrived, completed, (0.5, 60.5))
     assert (found.steady, found.saturated) == (False, False)
     assert found.slope > 1.9
+
+
+@pytest.mark.parametrize("run_s", [12.0, 20.0, 60.0])
+@pytest.mark.parametrize("warmup_s", [0.0, 1.0, 8.0])
+def test_a_server_that_fills_up_is_not_called_saturated(run_s, warmup_s):
+    """Answers of 5 s, 4 requests a second: until 20 are in flight, none or few are completed."""
+    arrived = np.arange(0, run_s, 0.25)
+    found = steadiness(arrived, arrived + 5, (warmup_s, run_s))
+    assert (found.steady, found.saturated, found.filling) == (True, False, False)
+    assert found.slope == pytest.approx(1, abs=0.1)
+    assert found.start_s >= 5
+
+
+@pytest.mark.parametrize("warmup_s", [0.0, 3.0])
+def test_a_server_that_is_full_and_falls_behind_is_called_saturated(warmup_s):
+    """Eight at once, for 4 s each, are 2 a second; twice as many come. The filling is not part of what it is worth."""
+    arrived = np.arange(0, 40, 0.25)
+    completed = 4 * (np.arange(len(arrived)) // 8 + 1) + np.arange(len(arrived)) % 8 / 2
+    found = steadiness(arrived, completed, (warmup_s, 40.0))
+    assert (found.steady, found.saturated, found.filling) == (False, True, False)
+    assert found.slope == pytest.approx(0.5, abs=0.05)
+    assert found.start_s >= 4
+
+
+def test_before_an_answers_time_has_passed_nothing_is_said():
+    arrived = np.arange(0, 9, 0.25)
+    found = steadiness(arrived, arrived + 20, (1.0, 9.0))
+    assert (found.steady, found.saturated, found.filling) == (False, False, True)
+    assert (found.slope, found.start_s) == (0, 1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_requests_may_come_in_any_order(seed):
+    arrived = np.arange(0, 40, 0.25)
+    completed = 1.3 * arrived + 2
+    shuffled = np.random.default_rng(seed).permutation(len(arrived))
+    assert steadiness(arrived[shuffled], completed[shuffled], (1.0, 40.0)) == steadiness(
+        arrived, completed, (1.0, 40.0)
+    )
 
 
 def test_too_little_to_tell():

@@ -7,14 +7,14 @@ import pytest
 
 from harness.load.records import LiveCounters
 from harness.measurement import SloCount
-from harness.observe import Target
+from harness.observe import Limit, Target
 from harness.stopping import NS, hopeless
 from tuners.evaluate import _probe, _Prober
 
 TARGETS = (Target("ttft", 95, 100.0), Target("tpot", 99, 10.0))
 
 
-def loaded(ttft_ms, tpot_ms, *, stopped_early=None, saturated=False):
+def loaded(ttft_ms, tpot_ms, *, stopped_early=None, limit=None):
     """A run as `evaluate` sees it, of the latencies given."""
     series = {"ttft": np.asarray(ttft_ms, float), "tpot": np.asarray(tpot_ms, float)}
     slo = tuple(
@@ -35,12 +35,10 @@ def loaded(ttft_ms, tpot_ms, *, stopped_early=None, saturated=False):
         )
         for t in TARGETS
     }
-    measurement = SimpleNamespace(
-        slo=slo, metrics=metrics, n_judged=len(ttft_ms), saturated=saturated, window_s=(2.0, 10.0), throughput_rps=5.0
-    )
+    measurement = SimpleNamespace(slo=slo, metrics=metrics, n_judged=len(ttft_ms), saturated=limit is not None)
     return SimpleNamespace(
         measurement=measurement,
-        observed=SimpleNamespace(series=series),
+        observed=SimpleNamespace(series=series, limit=limit),
         load=SimpleNamespace(stopped_early=stopped_early),
     )
 
@@ -65,7 +63,7 @@ def test_a_hold_that_was_given_up_has_failed(why):
 
 
 def test_a_saturated_hold_says_what_the_engine_completes():
-    probe = _probe(loaded(spread(80, 400.0), spread(80, 9.0), saturated=True), 9.0)
+    probe = _probe(loaded(spread(80, 400.0), spread(80, 9.0), limit=Limit(40, 5.0)), 9.0)
     assert not probe.passed
     assert (probe.limit_rps, probe.limit_n) == (5.0, 40)
 
