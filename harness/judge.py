@@ -51,7 +51,7 @@ def judge(observed: Observed, alpha: float, earlier: Sequence[Observed] = ()) ->
         for count in counts
     )
     reasons = [
-        f"saturated: {run.measurement.completions_per_arrival:.0%} of the arrivals were completed in the window"
+        f"saturated: completions were {run.measurement.completions_per_arrival:.0%} of the arrivals"
         for run in runs
         if run.measurement.saturated
     ]

@@ -103,7 +103,7 @@ def test_a_void_run_is_nothing_else():
 def test_saturation_fails_whatever_the_latencies():
     verdict = judge(observed(saturated=True, ttft=with_misses(400, 1000)), ALPHA)
     assert verdict.outcome == "FAIL"
-    assert verdict.reasons == ("saturated: 80% of the arrivals were completed in the window",)
+    assert verdict.reasons == ("saturated: completions were 80% of the arrivals",)
 
 
 def test_pass_needs_every_target():
