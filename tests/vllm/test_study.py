@@ -22,7 +22,7 @@ from command_line import finish, start
 pytestmark = pytest.mark.timeout(3700)
 CLOZE = Path(datasets.__file__).with_name("cloze.jsonl")
 QUESTIONS = 60
-SHORT = {"trials": 4, "warmup_s": 1, "ramp_s": 5, "hold_s": 4, "holds": 2, "certify_s": 16, "void_retries": 5}
+SHORT = {"trials": 4, "warmup_s": 4, "ramp_s": 5, "hold_s": 4, "holds": 2, "certify_s": 16, "void_retries": 5}
 PROMPTS = {"shared_prefix_tokens": 0, "prompt_tokens": {"distribution": "uniform", "min": 8, "max": 16}}
 
 
