@@ -33,6 +33,7 @@ SECONDS_PER_HOUR = 3600.0
 
 EVERY = {**ARMS, **ABLATIONS}
 COMMON = (  # what every cell depends on
+    "harness.stats.steady",
     "search.arms",
     "search.courses",
     "search.laboratory",
