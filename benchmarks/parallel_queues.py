@@ -21,9 +21,9 @@ SLOTS = 16  # sequences that the scheduler runs at once
 ADMITTED = 4  # most prompts prefilled in one iteration
 PROMPT_MEDIAN, PROMPT_SIGMA = 100.0, 0.8  # tokens, lognormal
 OUTPUT_MEAN = 16.0  # tokens, geometric
-LONG_TOKENS = 32
-
 ITERATION_MS, SEQUENCE_MS, PROMPT_TOKEN_MS = 8.0, 0.25, 0.05
+
+LONG_TOKENS = 32  # iterations of a long answer, on average
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,7 @@ class Session:
         self.running = running
         self.plan = plan
         self.folder = folder
+        self._said_filling = False
 
     @property
     def workload(self) -> Workload:
@@ -313,10 +314,11 @@ class Session:
             (folder / "verdict.json").write_text(verdict.model_dump_json(indent=2) + "\n", encoding="utf-8")
         except OSError as err:
             raise unusable(folder, err) from err
-        if kind == "hold" and observed.filling and not load.stopped_early:
+        if kind == "hold" and observed.filling and not load.stopped_early and not self._said_filling:
+            self._said_filling = True
             subject.observer.note(
-                "  the engine was still filling up when the hold ended: whether it keeps up is not known; "
-                "budget.warmup_s should be longer than an answer under load takes"
+                "  this hold ended before, or soon after, the engine had filled up: whether it keeps up is not known "
+                "(longer: budget.warmup_s, to several answers under load, or budget.hold_s)"
             )
         for line in seen.server.disagreements if seen.server else ():
             subject.observer.note(f"  {line}")

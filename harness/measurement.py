@@ -154,7 +154,7 @@ class Measurement(Record):
     window_s: tuple[float, float]  # judged part of the schedule, seconds since t0
     steady: bool  # completions kept up with arrivals, no trend in flight
     saturated: bool
-    completions_per_arrival: float | None = None  # in the window; None: nothing arrived
+    completions_per_arrival: float | None = None  # in the window, once the engine was full; None: too little came then
     n_sent: int
     n_judged: int
     errors: dict[str, int]

@@ -93,7 +93,7 @@ class Observed:
 
     ``series``: metric -> latencies in ms of the requests that say something about it, for every target.
     ``missed``: whether a request missed any target, for those where that is settled, due at ``t_int_s``.
-    ``limit``: None: not saturated. ``filling``: the engine was still filling up at the end, so that cannot be said.
+    ``limit``: None: not saturated. ``filling``: that cannot be said, so little came after the engine was full.
     """
 
     measurement: Measurement
@@ -143,7 +143,7 @@ def summarise(records: Path, context: RunContext) -> Observed:
         window_s=window_s,
         steady=steady is not None and steady.steady,
         saturated=steady is not None and steady.saturated,
-        completions_per_arrival=steady.slope if steady else None,
+        completions_per_arrival=steady.slope if steady and not steady.filling else None,
         n_sent=context.load.sent,
         n_judged=judged.num_rows,
         errors=dict(sorted(Counter(e for e in judged["error"].to_pylist() if e is not None).items())),
@@ -165,7 +165,7 @@ def summarise(records: Path, context: RunContext) -> Observed:
     series = {t.metric: said[t.metric] for t in context.targets}
     limit = None
     if steady and steady.saturated:
-        n = int(((done_s >= steady.start_s) & (done_s < end_s)).sum())
+        n = int(((done_s > steady.start_s) & (done_s <= end_s)).sum())
         limit = Limit(n, _per_second(n, end_s - steady.start_s))
     filling = steady is not None and steady.filling
     return Observed(measurement, series, missed[settled], t_int_s[settled], limit, filling)

@@ -20,12 +20,12 @@ SIGNIFICANCE = 0.025  # of a trend in flight, each side: a missed one still show
 
 @dataclass(frozen=True, slots=True)
 class Steadiness:
-    """Of the part of the window in which the server was no longer filling up; of all of it, if it never came to that.
+    """Of the part of the window in which the server was no longer filling up; of all of it, if too little came then.
 
     ``slope``: completions per arrival. ``growth``: requests in flight at its end minus at its start.
     ``steady``: no significant trend in flight. ``saturated``: completions fell behind, significantly and by more
-    than the tolerance. Neither: a backlog drained away, they fell behind by less, or nothing can be said: the server
-    was still ``filling`` up, or fewer than `BATCHES` requests came after. ``start_s``: begin of that part.
+    than the tolerance. Neither: a backlog drained away, they fell behind by less, or nothing can be said of fewer than
+    `BATCHES` requests. ``filling``: there were so few because it filled up until then. ``start_s``: begin of that part.
     """
 
     steady: bool
@@ -50,20 +50,21 @@ def steadiness(
     before `_filled_s` is left out.
 
     arrived_s, completed_s: of all requests since the server was empty, shape (n,), those before the window
-    included; completion inf: never. Returns None if nothing arrived in the window.
+    included; completion inf: never. Returns None if nothing arrived in the window. Of requests from a server that has
+    long been full, the first three answers' time is left out all the same.
     """
     due_s, done_s = np.asarray(arrived_s, dtype=np.float64), np.asarray(completed_s, dtype=np.float64)
     start_s, end_s = window_s
+    if not _between(due_s, start_s, end_s):
+        return None
     filled_s = _filled_s(due_s, done_s, end_s)
-    filling = filled_s >= end_s
+    filling = filled_s > start_s and _between(due_s, filled_s, end_s) < BATCHES
     if not filling:
         start_s = max(start_s, filled_s)
     edges = np.linspace(start_s, end_s, BATCHES + 1)
     arrivals = np.searchsorted(np.sort(due_s), edges, side="right")
     completions = np.searchsorted(np.sort(done_s), edges, side="right")
     arrived = int(arrivals[-1] - arrivals[0])
-    if arrived == 0:
-        return None
     in_flight = arrivals - completions
     growth = int(in_flight[-1] - in_flight[0])
     noise = float(np.diff(in_flight).std(ddof=1)) * BATCHES**0.5
@@ -80,14 +81,19 @@ def steadiness(
     )
 
 
+def _between(times_s: FloatArray, after_s: float, to_s: float) -> int:
+    return int(((times_s > after_s) & (times_s <= to_s)).sum())
+
+
 def _filled_s(arrived_s: FloatArray, completed_s: FloatArray, end_s: float) -> float:
     """When a server that was empty at the first arrival may be taken to be full; end_s or later: not by then.
 
     After `FILLING` times as long as an answer takes; but after half of the run where that is shorter, which leaves
     something to judge, and never before one answer's time: until then nothing is completed, whatever the server can
-    do. An answer takes the median time of those that had come by the end, or of the first quarter of the requests if
-    that is less: the longer a queue, the longer the others waited in it. How long a batching server fills that slows
-    down as it does is not known; `make calibrate` shows what this leaves of wrong verdicts, and costs of right ones.
+    do. An answer takes the mean time (Little's) of those that had come by the end, or of the first quarter of the
+    requests if that is less: the longer a queue, the longer the others waited in it. How long a batching server fills
+    that slows down as it does is not known; `make calibrate` shows what this leaves of wrong verdicts, and costs of
+    right ones.
     """
     order = np.argsort(arrived_s, kind="stable")
     order = order[arrived_s[order] < end_s]
@@ -96,6 +102,6 @@ def _filled_s(arrived_s: FloatArray, completed_s: FloatArray, end_s: float) -> f
         return end_s
     taken_s = done_s - arrived_s[order]
     first_quarter = taken_s[: math.ceil(taken_s.size / 4)]
-    answer_s = float(min(np.median(taken_s[done_s <= end_s]), np.median(first_quarter)))
+    answer_s = float(min(np.mean(taken_s[done_s <= end_s]), np.mean(first_quarter)))
     first_s = float(arrived_s[order[0]])
     return first_s + max(answer_s, min(FILLING * answer_s, (end_s - first_s) / 2))

@@ -95,6 +95,10 @@ def test_a_filling_engine_that_is_judged_wrongly_is_named():
         "filling, 20 requests/s at most, at 0.5: called saturated in 6.0% of the runs"
     ]
     assert "seen in 80.0%" in calibrate.broken_filling([busy | {"called_saturated": 400}])[0]
+    near = {"utilisation": 0.7, "called_saturated": 170}
+    assert calibrate.broken_filling([calm | near]) == []
+    assert calibrate.broken_filling([calm | near | {"called_saturated": 180}])
+    assert calibrate.broken_filling([busy | {"utilisation": 1.3, "called_saturated": 240}])
     short = {"seconds": 4.0, "called_saturated": 100}
     assert calibrate.broken_filling([calm | short, busy | short]) == []
 
@@ -103,7 +107,7 @@ def test_leaving_out_the_filling_makes_the_difference():
     found = calibrate.fill((20, 4.0, 0.5))
     assert found["called_saturated"] < 0.15 * found["runs"]
     assert found["nothing_left_out"] > 0.25 * found["runs"]
-    assert found["still_filling"] == 0
+    assert found["still_filling"] < 0.05 * found["runs"]
     assert calibrate.fill((20, 4.0, 2.0))["called_saturated"] > 0.9 * found["runs"]
 
 

@@ -43,7 +43,7 @@ def test_a_hold_that_ends_before_the_first_answer_says_what_it_does_not_know(tmp
     subject = subject_of(tmp_path, targets=[Target("ttft", 95, 6000.0)])
     with contextlib.suppress(TrialVoid), running(subject, late_s) as s:
         s.hold(RATE_RPS, 3.0, seed=1, name="hold", until_certain=True)
-    assert any("still filling up" in note for note in subject.observer.notes) == (late_s > 0)
+    assert any("whether it keeps up is not known" in note for note in subject.observer.notes) == (late_s > 0)
 
 
 @pytest.mark.parametrize(("late_s", "misses"), [(4.0, True), (2.0, False)])

@@ -241,6 +241,7 @@ def test_saturation_is_seen(observe):
 def test_a_run_shorter_than_an_answer_tells_nothing_of_saturation(observe):
     seen = observe([request(100.0 * i, chunks=(100.0, 8000.0)) for i in range(50)], window_end_s=5.0)
     assert (seen.measurement.steady, seen.measurement.saturated, seen.filling) == (False, False, True)
+    assert seen.measurement.completions_per_arrival is None
 
 
 def test_a_closed_loop_ends_with_its_last_answer(observe):

@@ -95,6 +95,31 @@ def test_before_an_answers_time_has_passed_nothing_is_said():
     assert (found.slope, found.start_s) == (0, 1)
 
 
+@pytest.mark.parametrize("answer_s", [20, 20.9])
+def test_what_is_left_after_the_filling_may_be_too_little(answer_s):
+    arrived = np.arange(0, 21, 0.25)
+    found = steadiness(arrived, arrived + answer_s, (1.0, 21.0))
+    assert (found.steady, found.saturated, found.filling) == (False, False, True)
+    assert found.slope < 0.1, "of the whole window"
+
+
+def test_few_requests_are_not_taken_for_filling():
+    arrived = np.arange(0, 30, 5.0)
+    found = steadiness(arrived, arrived + 0.1, (10.0, 30.0))
+    assert (found.steady, found.saturated, found.filling) == (False, False, False)
+
+
+def test_what_fills_a_server_is_the_mean_answer():
+    """Most answers take 0.3 s, some 10 s: of any server, in flight grows for ten seconds."""
+    rng = np.random.default_rng(9)
+    called = 0
+    for _ in range(RUNS):
+        arrived = np.cumsum(rng.exponential(0.1, 200))
+        completed = arrived + np.where(rng.random(200) < 0.6, 0.3, 10)
+        called += steadiness(arrived, completed, (1.0, float(arrived[-1]))).saturated
+    assert called < 0.12 * RUNS
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_requests_may_come_in_any_order(seed):
     arrived = np.arange(0, 40, 0.25)
