@@ -20,12 +20,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import filling
 import numpy as np
 import parallel_queues
-from parallel_queues import LAWS, long_answers, simulate
+from parallel_queues import LAWS, simulate
 
 from harness import judge
-from harness.bench import FEWEST_REQUESTS
 from harness.observe import Target
 from harness.stats import autocorrelation, intervals, sequential, steady
 from harness.stats.autocorrelation import deflation, latency_time
@@ -43,11 +43,6 @@ QUICK_RUNS, QUICK_UTILISATIONS = 1000, (0.3, 0.8, 0.95)
 OVERLOADS = (1.1, 1.3)  # utilisations at which there is no steady state
 OVERLOAD_REQUESTS = 1000
 INTERVAL_REQUESTS = 1000
-# An engine that begins empty and is judged from a fifth of an answer's time on: requests/s at most, with answers of
-# 1 s; seconds judged; utilisations.
-ROOMS, FILLING_S, FILLING_UTILISATIONS = (5, 20, 100), (4.0, 8.0), (0.5, 0.7, 1.3, 2.0)
-FILLING_WARM_UP_S = 0.2
-FILLING_RUNS = 500
 SEED = 20
 
 NAMES = {
@@ -65,7 +60,6 @@ FALSE_FAIL_AT_TARGET = 2 * ALPHA
 FALSE_FAIL_IF_GOOD = ALPHA
 FALSE_SATURATION = ALPHA
 SATURATION_SEEN = 0.9  # of the runs 30 % above capacity
-FILLING_CALLED, FILLING_SEEN = {0.5: FALSE_SATURATION, 0.7: 0.35}, {1.3: 0.5, 2.0: SATURATION_SEEN}  # by utilisation
 
 RESULTS = Path(__file__).parent / "results"
 TRUTHS = RESULTS / "calibration_truth.json"
@@ -153,25 +147,6 @@ def overload(law: str, utilisation: float, runs: int) -> dict[str, Any]:
     return {"called_saturated": sum(w.saturated for w in windows if w), "cells": []}
 
 
-def fill(task: tuple[int, float, float]) -> dict[str, Any]:
-    """An engine that begins empty: is its filling up called saturation? Beside it, the same with nothing left out."""
-    room, seconds, utilisation = task
-    window_s = FILLING_WARM_UP_S, FILLING_WARM_UP_S + max(seconds, FEWEST_REQUESTS / (utilisation * room))
-    found = {"called_saturated": 0, "nothing_left_out": 0, "still_filling": 0}
-    for arrived, completed in long_answers(
-        room, utilisation, window_s[1], FILLING_RUNS, [SEED, room, round(seconds), round(10 * utilisation)]
-    ):
-        seen = steadiness(arrived, completed, window_s)
-        if seen:
-            found["called_saturated"] += seen.saturated
-            found["still_filling"] += seen.filling
-        # as of a server that had answered somebody at once, long before
-        ancient = -1e6 * window_s[1]
-        raw = steadiness(np.append(arrived, ancient), np.append(completed, ancient), window_s)
-        found["nothing_left_out"] += bool(raw and raw.saturated)
-    return {"room": room, "seconds": seconds, "utilisation": utilisation, "runs": FILLING_RUNS, **found}
-
-
 def covers(latency: np.ndarray, truth: float) -> bool:
     """Whether the interval of the P95 holds the true one, as observe.py makes it."""
     found = percentile_interval(latency, 95, n_effective=latency.size / deflation(latency_time(latency)))
@@ -227,24 +202,6 @@ def broken_steadiness(rows: list[dict[str, Any]]) -> list[str]:
         if row["utilisation"] < 1 and share > FALSE_SATURATION:
             found.append(f"{where}: stable, called saturated in {share:.1%} of the runs")
         if row["utilisation"] == max(OVERLOADS) and share < SATURATION_SEEN:
-            found.append(f"{where}: saturated, seen in {share:.1%} of the runs only")
-    return found
-
-
-def broken_filling(rows: list[dict[str, Any]], called: str = "called_saturated") -> list[str]:
-    """Of the longer holds; in the shorter ones too little is left to judge, and the table says what that costs.
-
-    Near the capacity, on either side, the bounds are no promise: they are there to see a change for the worse.
-    """
-    found = []
-    for row in rows:
-        if row["seconds"] < max(FILLING_S):
-            continue
-        where = f"filling, {row['room']} requests/s at most, at {row['utilisation']:g}"
-        share = row[called] / row["runs"]
-        if share > FILLING_CALLED.get(row["utilisation"], 1):
-            found.append(f"{where}: called saturated in {share:.1%} of the runs")
-        if share < FILLING_SEEN.get(row["utilisation"], 0):
             found.append(f"{where}: saturated, seen in {share:.1%} of the runs only")
     return found
 
@@ -309,20 +266,8 @@ def other_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def filling_table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| requests/s at most | judged, s | utilisation | called saturated | with nothing left out | still filling |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        shares = (row[key] / row["runs"] for key in ("called_saturated", "nothing_left_out", "still_filling"))
-        cells = [f"{row['room']}", f"{row['seconds']:g}", f"{row['utilisation']:g}", *(f"{x:.1%}" for x in shares)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def document(
-    rows: list[dict[str, Any]], filling: list[dict[str, Any]], faults: list[str], faults_uncorrected: list[str]
+    rows: list[dict[str, Any]], filled: list[dict[str, Any]], faults: list[str], faults_uncorrected: list[str]
 ) -> str:
     runs = rows[0]["runs"]
     return f"""# Calibration of the verdict
@@ -342,14 +287,7 @@ is no steady state.
 
 {other_table(rows)}
 
-An engine that begins empty, shared by answers that take 1 s when they are alone, judged from {FILLING_WARM_UP_S:g} s on
-for so many seconds or {FEWEST_REQUESTS} requests. {FILLING_RUNS} runs per cell; below a utilisation of 1 "saturated"
-is wrong, above it is right. With nothing left out: as if the engine had been full when the window begins. Still
-filling: fewer than {steady.BATCHES} requests came once it was full, and nothing is said. Bounds, for
-{max(FILLING_S):g} s: called saturated {FILLING_CALLED[0.5]:.0%} at 0.5 and {FILLING_CALLED[0.7]:.0%} at 0.7; seen
-{FILLING_SEEN[1.3]:.0%} at 1.3 and {FILLING_SEEN[2.0]:.0%} at 2.
-
-{filling_table(filling)}
+{filling.document(filled)}
 """
 
 
@@ -390,7 +328,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 def digest() -> str:
     """Of everything whose change would change the result."""
-    modules = (judge, autocorrelation, sequential, intervals, steady, parallel_queues, sys.modules[__name__])
+    modules = (judge, autocorrelation, sequential, intervals, steady, parallel_queues, filling, sys.modules[__name__])
     return hashlib.sha256(b"".join(Path(str(m.__file__)).read_bytes() for m in modules)).hexdigest()[:16]
 
 
@@ -421,8 +359,7 @@ def main() -> int:
         utilisations = (*(QUICK_UTILISATIONS if asked.quick else UTILISATIONS), *OVERLOADS)
         tasks = [(law, u, runs) for law in NAMES for u in utilisations]
         stamp = digest()
-        cells = [(room, seconds, u) for room in ROOMS for seconds in FILLING_S for u in FILLING_UTILISATIONS]
-        filling = pool.map_async(fill, cells, chunksize=1)
+        filling_cells = pool.map_async(filling.fill, filling.CELLS, chunksize=1)
         rows = done_before(tasks, stamp)
         left = sorted((task for task in tasks if task not in rows), key=lambda task: -task[1])
         for row in pool.imap_unordered(measure, left):
@@ -434,14 +371,14 @@ def main() -> int:
                 f"{len(rows)}/{len(tasks)} {NAMES[row['law']]} at {row['utilisation']:g}, {seconds:.0f} s", flush=True
             )
 
-        filled = filling.get()
+        filled = filling_cells.get()
 
     ordered = [rows[task] for task in tasks]
-    faults = broken(ordered) + broken_steadiness(ordered) + broken_filling(filled)
+    faults = broken(ordered) + broken_steadiness(ordered) + filling.broken(filled)
     faults_uncorrected = broken(ordered, "uncorrected_passed", "uncorrected_failed")
     if not faults_uncorrected:
         faults.append("the uncorrected test holds every bound: this suite can tell nothing")
-    if not broken_filling(filled, "nothing_left_out"):
+    if not filling.broken(filled, "nothing_left_out"):
         faults.append("nothing need be left out while an engine fills: these cells can tell nothing")
     text = document(ordered, filled, faults, faults_uncorrected)
     print(text)

@@ -23,8 +23,6 @@ PROMPT_MEDIAN, PROMPT_SIGMA = 100.0, 0.8  # tokens, lognormal
 OUTPUT_MEAN = 16.0  # tokens, geometric
 ITERATION_MS, SEQUENCE_MS, PROMPT_TOKEN_MS = 8.0, 0.25, 0.05
 
-LONG_TOKENS = 32  # iterations of a long answer, on average
-
 
 @dataclass(frozen=True)
 class Runs:
@@ -58,37 +56,6 @@ def simulate(law: str, utilisation: float, n: int, runs: int, seed: int | list[i
     arrived = np.cumsum(rng.exponential(1 / (utilisation * CAPACITY[law]), (runs, before + n)), axis=1)
     completed, answered = LAWS[law](arrived, rng)
     return Runs(arrived[:, before:], completed[:, before:], (answered - arrived)[:, before:])
-
-
-def long_answers(room: float, utilisation: float, run_s: float, runs: int, seed: int | list[int]) -> list[FloatArray]:
-    """Runs on an engine that is empty at first and shares itself between answers that are long beside the run.
-
-    An answer takes 1 s on average when it is alone, LONG_TOKENS iterations, give or take a quarter of them; each
-    iteration is longer by a share of 1 / room per running sequence, so that ``room`` requests/s are the most it does.
-    Returns arrays of shape (2, n): arrivals before ``run_s``, at utilisation x room requests/s, and their completions.
-    """
-    rng = np.random.default_rng(seed)
-    return [_long_answers(room, utilisation * room, run_s, rng) for _ in range(runs)]
-
-
-def _long_answers(room: float, rate: float, run_s: float, rng: np.random.Generator) -> FloatArray:
-    arrived = np.cumsum(rng.exponential(1 / rate, 30 + 2 * math.ceil(rate * run_s)))
-    arrived = arrived[arrived < run_s]
-    tokens = np.round(LONG_TOKENS * rng.uniform(0.75, 1.25, arrived.size))
-    completed = np.full(arrived.size, np.inf)
-    running = np.zeros(0, dtype=np.int64)
-    now, head = 0.0, 0
-    while head < arrived.size or running.size:
-        if not running.size:
-            now = max(now, float(arrived[head]))
-        due = int(np.searchsorted(arrived, now, side="right"))
-        running = np.concatenate([running, np.arange(head, due)])
-        head = due
-        now += (1 + running.size / room) / LONG_TOKENS
-        tokens[running] -= 1
-        completed[running[tokens[running] <= 0]] = now
-        running = running[tokens[running] > 0]
-    return np.stack([arrived, completed])
 
 
 def _single(arrived: FloatArray, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:

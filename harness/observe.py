@@ -93,7 +93,8 @@ class Observed:
 
     ``series``: metric -> latencies in ms of the requests that say something about it, for every target.
     ``missed``: whether a request missed any target, for those where that is settled, due at ``t_int_s``.
-    ``limit``: None: not saturated. ``filling``: that cannot be said, so little came after the engine was full.
+    ``limit``: None: not saturated, or nothing completed. ``filling``: whether it is cannot be said, so little came
+    after the engine was full.
     """
 
     measurement: Measurement
@@ -166,7 +167,7 @@ def summarise(records: Path, context: RunContext) -> Observed:
     limit = None
     if steady and steady.saturated:
         n = int(((done_s > steady.start_s) & (done_s <= end_s)).sum())
-        limit = Limit(n, _per_second(n, end_s - steady.start_s))
+        limit = Limit(n, _per_second(n, end_s - steady.start_s)) if n else None
     filling = steady is not None and steady.filling
     return Observed(measurement, series, missed[settled], t_int_s[settled], limit, filling)
 

@@ -167,7 +167,7 @@ def _probe(loaded: Loaded, rate_rps: float) -> Probe:
         tolerated=(100 - count.percentile) / 100,
         load_se=worst.se if worst else None,
         deflation=worst.deflation if worst else LEAST_DEFLATION,
-        limit_rps=limit.rps if limit and limit.n else None,
+        limit_rps=limit.rps if limit else None,
         limit_n=limit.n if limit else 0,
     )
 

@@ -1,6 +1,7 @@
 """What `make calibrate` rests on: its queues are the queues they claim to be, and a broken bound is seen."""
 
 import calibrate
+import filling
 import numpy as np
 import parallel_queues
 import pytest
@@ -56,12 +57,12 @@ def test_the_scheduler_keeps_up_below_its_capacity_and_not_above():
 
 
 def test_long_answers_take_a_second_alone_and_share_the_engine_when_many():
-    (seldom,) = parallel_queues.long_answers(room=1000, utilisation=0.0002, run_s=500, runs=1, seed=8)
+    (seldom,) = filling.long_answers(room=1000, utilisation=0.0002, run_s=500, runs=1, seed=8)
     alone = seldom[1] - seldom[0]
     assert len(alone) > 60
     assert alone.mean() == pytest.approx(1, rel=0.05)
     assert alone.min() > 0.7
-    (crowded,) = parallel_queues.long_answers(room=20, utilisation=3, run_s=60, runs=1, seed=9)
+    (crowded,) = filling.long_answers(room=20, utilisation=3, run_s=60, runs=1, seed=9)
     served_s = crowded[1].max() - crowded[0].min()
     assert len(crowded[0]) == pytest.approx(3600, rel=0.05)
     assert len(crowded[0]) / served_s == pytest.approx(20, rel=0.05)
@@ -90,25 +91,25 @@ def test_a_broken_bound_is_named():
 def test_a_filling_engine_that_is_judged_wrongly_is_named():
     calm = {"room": 20, "seconds": 8.0, "utilisation": 0.5, "runs": 500, "called_saturated": 10}
     busy = calm | {"utilisation": 2.0, "called_saturated": 490}
-    assert calibrate.broken_filling([calm, busy]) == []
-    assert calibrate.broken_filling([calm | {"called_saturated": 30}]) == [
+    assert filling.broken([calm, busy]) == []
+    assert filling.broken([calm | {"called_saturated": 30}]) == [
         "filling, 20 requests/s at most, at 0.5: called saturated in 6.0% of the runs"
     ]
-    assert "seen in 80.0%" in calibrate.broken_filling([busy | {"called_saturated": 400}])[0]
+    assert "seen in 80.0%" in filling.broken([busy | {"called_saturated": 400}])[0]
     near = {"utilisation": 0.7, "called_saturated": 170}
-    assert calibrate.broken_filling([calm | near]) == []
-    assert calibrate.broken_filling([calm | near | {"called_saturated": 180}])
-    assert calibrate.broken_filling([busy | {"utilisation": 1.3, "called_saturated": 240}])
+    assert filling.broken([calm | near]) == []
+    assert filling.broken([calm | near | {"called_saturated": 180}])
+    assert filling.broken([busy | {"utilisation": 1.3, "called_saturated": 240}])
     short = {"seconds": 4.0, "called_saturated": 100}
-    assert calibrate.broken_filling([calm | short, busy | short]) == []
+    assert filling.broken([calm | short, busy | short]) == []
 
 
 def test_leaving_out_the_filling_makes_the_difference():
-    found = calibrate.fill((20, 4.0, 0.5))
+    found = filling.fill((20, 4.0, 0.5))
     assert found["called_saturated"] < 0.15 * found["runs"]
     assert found["nothing_left_out"] > 0.25 * found["runs"]
     assert found["still_filling"] < 0.05 * found["runs"]
-    assert calibrate.fill((20, 4.0, 2.0))["called_saturated"] > 0.9 * found["runs"]
+    assert filling.fill((20, 4.0, 2.0))["called_saturated"] > 0.9 * found["runs"]
 
 
 def test_measures_a_cell_with_the_verdict_itself():
