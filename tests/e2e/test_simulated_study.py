@@ -1,7 +1,7 @@
 """A whole study of the simulated engine from the command line: no GPU, no model, and every word says simulated.
 
 With a control arm, an earlier study, and what is said when nothing is feasible. Real processes, real HTTP, simulated
-figures.
+figures. At a given rate: one hold a configuration, where goodput takes ramps and holds (`test_whole_study`).
 """
 
 import json
@@ -21,10 +21,11 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 SCENARIO = """\
 name: tiny-simulated
+objective: latency
 model: {simulated: 8b, context_tokens: 2048}
 engine: {name: simulated, accelerator: l40s, version: "1"}
 workload:
-  arrivals: {process: constant}
+  arrivals: {process: constant, rate: {rps: 20}}
   prompt_tokens: {distribution: uniform, min: 150, max: 300}
   output_tokens: {distribution: fixed, mean: 12}
 slo: {ttft: {target_ms: TARGET}}
