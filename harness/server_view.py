@@ -17,7 +17,7 @@ from harness.observe import column, output_tokens
 
 Figures = Mapping[str, float]
 
-SAMPLE_EVERY_S = 2.0
+SAMPLE_EVERY_S = 2.0  # on average
 FEWEST = 20  # requests behind a mean that is compared
 FLOOR_MS = 3.0  # what HTTP, JSON and a loopback take of a request, together
 SHARE = 0.05  # of the server's mean
@@ -26,7 +26,10 @@ NS_PER_MS = 1e6
 
 
 class Sampler:
-    """Asks the server while a run goes on, from a thread of its own: a server that hangs holds up nobody."""
+    """Asks the server while a run goes on, from a thread of its own: a server that hangs holds up nobody.
+
+    At uneven times: at even ones it would meet requests that come evenly always at the same point of their answers.
+    """
 
     def __init__(self, ask: Callable[[], Figures]) -> None:
         self.seen: list[Figures] = []
@@ -42,7 +45,8 @@ class Sampler:
         self._over.set()
 
     def _sample(self) -> None:
-        while not self._over.wait(SAMPLE_EVERY_S):
+        uneven = np.random.default_rng(0)
+        while not self._over.wait(SAMPLE_EVERY_S * uneven.uniform(0.5, 1.5)):
             if figures := self._ask():
                 self.seen.append(figures)
 

@@ -1,7 +1,7 @@
 """A whole study of the simulated engine from the command line: no GPU, no model, and every word says simulated.
 
 With a control arm, an earlier study, and what is said when nothing is feasible. Real processes, real HTTP, simulated
-figures. At a given rate: one hold a configuration, where goodput takes ramps and holds (`test_whole_study`).
+figures. The rate is given, so that each configuration gets one hold; the search for capacity is in `test_whole_study`.
 """
 
 import json

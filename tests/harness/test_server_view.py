@@ -10,7 +10,7 @@ import pytest
 
 from harness.errors import TrialVoid
 from harness.measurement import Measurement
-from harness.server_view import server_view
+from harness.server_view import SAMPLE_EVERY_S, Sampler, server_view
 
 sys.path.insert(0, str(Path(__file__).parent))
 from telling import RATE_RPS, Telling, running, subject_of
@@ -144,3 +144,19 @@ def test_what_a_server_counted_before_it_could_be_asked_is_nobodys(tmp_path):
     measured, _ = held(tmp_path, late_s=0.0, seconds=1.0, engine=Shy())
     assert measured.server is None
     assert measured.telemetry.engine_metrics == {}
+
+
+def test_requests_that_come_evenly_are_met_at_every_point_of_their_answers():
+    """Four a second, each busy for its first 60 ms: of looks every 2 s all find it so, or none."""
+    looks_s = [0.0]
+
+    class Over:
+        def wait(self, seconds):
+            looks_s.append(looks_s[-1] + seconds)
+            return len(looks_s) > 2000
+
+    sampler = Sampler(dict)
+    sampler._over = Over()
+    sampler._sample()
+    assert np.mean([look_s % 0.25 < 0.06 for look_s in looks_s]) == pytest.approx(0.24, abs=0.03)
+    assert looks_s[-1] / 2000 == pytest.approx(SAMPLE_EVERY_S, rel=0.02)

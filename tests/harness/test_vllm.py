@@ -2,6 +2,7 @@
 
 import json
 import random
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from harness.engines import installed, memory
 from harness.engines.asking import metrics_in
 from harness.engines.base import HostLimits, SaysWhatItRuns
 from harness.engines.flags import Flag
-from harness.engines.vllm import words
+from harness.engines.vllm import adapter, words
 from harness.engines.vllm.adapter import Vllm, VllmCpu
 from harness.engines.vllm.package import VLLM
 from harness.errors import ConfigurationImpossible, EngineNotInstalled, ModelCorrupt, ModelNotFound
@@ -187,6 +188,22 @@ class TestPlan:
             VllmCpu().version()
         with pytest.raises(EngineNotInstalled, match="cannot be run"):
             VllmCpu().version(EngineSpec(name="vllm-cpu", python="/nowhere/python"))
+
+    @pytest.mark.parametrize(
+        ("library", "compiler", "said"),
+        [
+            ("libnuma.so.1", "/usr/bin/g++", None),
+            (None, "/usr/bin/g++", "lacks libnuma1: on Debian, apt-get install libnuma1$"),
+            (None, None, r"lacks libnuma1 and g\+\+: on Debian, apt-get install libnuma1 g\+\+$"),
+        ],
+    )
+    def test_what_it_takes_from_the_system_is_said_with_the_command(self, monkeypatch, library, compiler, said):
+        monkeypatch.setattr(installed, "versions", lambda *_: {"vllm-cpu": "0.32.0"})
+        monkeypatch.setattr(adapter, "find_library", lambda _: library)
+        monkeypatch.setattr(adapter.shutil, "which", lambda _: compiler)
+        spec = EngineSpec(name="vllm-cpu", python="/a/python")
+        with pytest.raises(EngineNotInstalled, match=said) if said else nullcontext():
+            assert VllmCpu().version(spec) == "vllm-cpu 0.32.0"
 
     def test_it_can_be_asked_what_it_runs(self):
         assert isinstance(Vllm(), SaysWhatItRuns)

@@ -9,7 +9,9 @@ from harness.load.records import LiveCounters
 from harness.measurement import SloCount
 from harness.observe import Limit, Target
 from harness.stopping import NS, hopeless
-from tuners.evaluate import _probe, _Prober
+from tuners import capacity
+from tuners.evaluate import Hints, _probe, _Prober, evaluate
+from tuners.results import Capacity, Probe
 
 TARGETS = (Target("ttft", 95, 100.0), Target("tpot", 99, 10.0))
 
@@ -66,6 +68,18 @@ def test_a_saturated_hold_says_what_the_engine_completes():
     probe = _probe(loaded(spread(80, 400.0), spread(80, 9.0), limit=Limit(40, 5.0)), 9.0)
     assert not probe.passed
     assert (probe.limit_rps, probe.limit_n) == (5.0, 40)
+
+
+def test_what_misses_its_targets_at_every_rate_is_as_far_off_as_its_slowest_hold(monkeypatch):
+    told = [("ramp", 0.1, 1.5), ("hold", 4.0, 9.0), ("hold", 0.5, 3.0), ("hold", 1.0, 5.0)]
+    probes = [Probe(kind=k, rate_rps=r, n=40, misses=40, load=x, passed=False, tolerated=0.05) for k, r, x in told]
+    found = Capacity(rate_rps=0.0, highest_passed_rps=None, lowest_failed_rps=0.5, raced=False, probes=tuple(probes))
+    monkeypatch.setattr(capacity, "estimate", lambda *_, **__: found)
+    wanted = SimpleNamespace(objective="goodput", budget=SimpleNamespace(holds=3))
+    evaluated = evaluate(None, wanted, rate_rps=None, seed=1, hints=Hints(1.0))
+    assert evaluated.slo_violation == pytest.approx(2.0)
+    assert evaluated.why == "misses its targets even at 0.50 requests/s"
+    assert (evaluated.score, evaluated.passed) == (0.0, False)
 
 
 def test_waiting_is_what_the_target_leaves_beyond_an_idle_engine():

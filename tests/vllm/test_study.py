@@ -1,7 +1,6 @@
 """The catalogue's study on a real vLLM, whole: every step as its file says, with less time and fewer questions.
 
-And, where a CPU emulates bfloat16, prompts of a dozen tokens: it takes two seconds for the file's, so that twenty
-requests of the defaults take three minutes, again and again.
+Where a CPU emulates bfloat16, prompts have a dozen tokens: one of the file's takes two seconds there.
 """
 
 import sqlite3

@@ -3,7 +3,10 @@
 It runs in an environment of its own (`engine.python`, or what `autotune engines install` made). Knows nothing of load.
 """
 
+import os
+import shutil
 from collections.abc import Iterator, Mapping
+from ctypes.util import find_library
 from dataclasses import replace
 
 from harness.engines import asking, installed, memory
@@ -12,7 +15,7 @@ from harness.engines.flags import Flag, spelled, unknown
 from harness.engines.hugging_face import OFFLINE, checkpoint
 from harness.engines.vllm import knobs, words
 from harness.engines.vllm.package import VLLM, VLLMS_COUNTERS
-from harness.errors import ConfigurationImpossible, FailureClass
+from harness.errors import ConfigurationImpossible, EngineNotInstalled, FailureClass
 from harness.models.hf_shape import HfShape
 from scenarios.errors import UserError
 from scenarios.space import SearchSpace, ServingConfig, Value
@@ -126,6 +129,20 @@ class VllmCpu(Vllm):
     name = "vllm-cpu"
     cuda = False
     environment = {**NO_TELEMETRY, **COMPILED_ONCE}
+
+    def version(self, spec: EngineSpec | None = None) -> str:
+        said = super().version(spec)
+        if lacking := _lacking():
+            raise EngineNotInstalled(
+                f"{said} lacks {' and '.join(lacking)}: on Debian, apt-get install {' '.join(lacking)}"
+            )
+        return said
+
+
+def _lacking() -> list[str]:
+    """Debian's packages of what its kernels load and of what torch compiles with, where these are missing."""
+    found = {"libnuma1": find_library("numa"), "g++": shutil.which(os.environ.get("CXX", "g++"))}
+    return [package for package, there in found.items() if not there]
 
 
 def _emulated(about: HfShape, k: Mapping[str, Value], host: HostLimits) -> Iterator[str]:
