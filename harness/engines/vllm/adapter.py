@@ -6,7 +6,7 @@ It runs in an environment of its own (`engine.python`, or what `autotune engines
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from ctypes.util import find_library
+from ctypes import CDLL
 from dataclasses import replace
 
 from harness.engines import asking, installed, memory
@@ -141,8 +141,16 @@ class VllmCpu(Vllm):
 
 def _lacking() -> list[str]:
     """Debian's packages of what its kernels load and of what torch compiles with, where these are missing."""
-    found = {"libnuma1": find_library("numa"), "g++": shutil.which(os.environ.get("CXX", "g++"))}
+    found = {"libnuma1": _loads("libnuma.so.1"), "g++": shutil.which(os.environ.get("CXX", "g++"))}
     return [package for package, there in found.items() if not there]
+
+
+def _loads(library: str) -> bool:
+    try:
+        CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def _emulated(about: HfShape, k: Mapping[str, Value], host: HostLimits) -> Iterator[str]:
