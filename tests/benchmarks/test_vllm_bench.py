@@ -111,6 +111,7 @@ def test_both_clients_read_the_same_times(tmp_path):
     assert ask.seconds == pytest.approx(8)
 
 
-def test_the_committed_page_tells_what_was_measured():
-    found = vllm_bench.RESULTS / vllm_bench.FILE
+@pytest.mark.parametrize("file", [vllm_bench.FILE, vllm_bench.REALTIME_FILE])
+def test_the_committed_page_tells_what_was_measured(file):
+    found = vllm_bench.RESULTS / file
     assert agreement.page(json.loads(found.read_text())) == found.with_suffix(".md").read_text()
