@@ -171,7 +171,7 @@ def page(found: Mapping[str, Any]) -> str:
         "far two runs of one client in a round are apart (root mean square). What it means: docs/load-benchmark.md."
     )
     if under := about.get("theirs_under"):
-        intro += f" `vllm bench serve` ran under `{under}`, the priority that our load child has."
+        intro += f" `vllm bench serve` ran under `{under}`, the priority that our load child has (`--realtime`)."
     lines = ["# `vllm bench serve` and this project's harness on one running vLLM, at the same times", "", intro]
     for load in dict.fromkeys(run["load"] for run in found["runs"]):
         lines += ["", *_section(load, [run for run in found["runs"] if run["load"] == load])]

@@ -278,8 +278,6 @@ def serving() -> Iterator[Session]:
 def measured(minutes: float, *, quick: bool, realtime: bool) -> Iterator[dict[str, Any]]:
     """What is found after each round, until the next one would not end in time."""
     until = time.monotonic() + 60 * minutes
-    if realtime:
-        CLIENTS[THEIRS] = partial(theirs_runs, under=AS_OURS)
     shutil.rmtree(RUN, ignore_errors=True)
     host = fingerprint()
     with serving() as s:
@@ -316,6 +314,8 @@ def main() -> None:
     parser.add_argument("--realtime", action="store_true", help="theirs has our real-time priority, too")
     parser.add_argument("--show", action="store_true", help="measure nothing, write the page again")
     asked = parser.parse_args()
+    if asked.realtime:
+        CLIENTS[THEIRS] = partial(theirs_runs, under=AS_OURS)
     results = (RUN if asked.quick else RESULTS) / (REALTIME_FILE if asked.realtime else FILE)
     if not asked.show:
         for found in measured(asked.minutes, quick=asked.quick, realtime=asked.realtime):

